@@ -1,0 +1,234 @@
+"""The nouns that travel between stages: frozen, small, without behaviour of their own.
+
+Shape letters: B batch, T tokens, D model, V vocabulary, C classes, N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+TaskKind = Literal["classify", "regress", "generate", "score"]
+Role = Literal["target", "chosen", "rejected", "teacher", "sampled"]
+Verdict = Literal["confirmed", "violated", "not applicable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is asked. `labels` are in index order; `score` is a pair of texts with a label (`labels` set) or a number (`labels` empty)."""
+
+    kind: TaskKind
+    labels: tuple[str, ...] = ()
+    many: bool = False
+    metric: str = "macro_f1"
+    instruction: str = ""
+
+    @property
+    def classes(self) -> bool:
+        """True when an answer is a label (or a set of labels), not a number or a text."""
+        return bool(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """Where a model came from; `sha256` is the digest of its folder's files, `parent` that of the model it was extended from."""
+
+    source: str
+    revision: str | None = None
+    dtype: str = "float32"
+    adapter: str | None = None
+    parent: str | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    text: str
+    role: Role = "target"
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters `start:end` of the prompt that show `kind` (evidence known to the generator or given by an annotator)."""
+
+    start: int
+    end: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a task. `label`: a label, a tuple of labels (many), a number (regress) or None; `weight` counts identical rows."""
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    completions: tuple[Completion, ...] = ()
+    label: str | tuple[str, ...] | float | None = None
+    pair: str | None = None
+    group: str | None = None
+    time: float | None = None
+    slice: str | None = None
+    origin: str = ""
+    weight: float = 1.0
+    evidence: tuple[Span, ...] = ()
+
+
+@dataclass(slots=True)
+class Batch:
+    """One microbatch, right-padded. `targets_BT` holds next-token targets already shifted (-100 = not supervised);
+    `labels` is B (class index), BC (soft or many labels) or B float (regress)."""
+
+    tokens_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    targets_BT: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    weight_B: torch.Tensor | None = None
+    groups: Sequence[str] = ()
+    rewards: torch.Tensor | None = None
+    teacher_logits: torch.Tensor | None = None
+    ids: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    site: str
+    metric: str
+    value: float
+    unit: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Measurements of the untouched base on this task."""
+
+    measurements: tuple[Measurement, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    law: str
+    quantity: str
+    site: str
+    value: float
+    low: float
+    high: float
+    made_from: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One decision of the plan: what was chosen, on which predictions, and what the alternatives were predicted to cost."""
+
+    choice: str
+    value: Any
+    because: tuple[Prediction, ...] = ()
+    alternatives: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    choices: tuple[Choice, ...]
+
+
+@dataclass(slots=True)
+class StepInfo:
+    """What the loop yields after each optimizer step. `loss` is per supervised unit (token or weighted example); `model` and `batches` are live."""
+
+    step: int
+    tokens_seen: int
+    loss: float
+    metrics: Mapping[str, float]
+    lr: float
+    grad_norm: float
+    model: torch.nn.Module
+    batches: Sequence[Batch]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What the observers kept: rows of {step, …}."""
+
+    rows: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its confidence interval; `n` is the number of independent units (clusters) behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """A model's answers on N examples, whoever made them (baseline, base, specialist).
+
+    `probs_NC`: class probabilities (one label: rows sum to 1; many labels: independent), None for regress and generate;
+    `values_N`: numbers (regress); `texts`: generated answers; `nll_N`: negative log-likelihood of the target in nats."""
+
+    model: str
+    ids: tuple[str, ...]
+    probs_NC: np.ndarray | None = None
+    values_N: np.ndarray | None = None
+    texts: tuple[str, ...] | None = None
+    nll_N: np.ndarray | None = None
+    logits_NC: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """One metric of one model on one slice, with its interval; `paired` maps a baseline's name to the paired difference (this model minus it)."""
+
+    task: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    slice: str
+    model: str
+    paired: Mapping[str, Interval] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    samples: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    claim: str
+    method: str
+    effect: float
+    interval: Interval
+    control: float
+    verdict: Literal["supported", "refuted", "undecided"]
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Specialist:
+    """Manifest of a packaged folder (written as knowhow.json)."""
+
+    name: str
+    base: ModelRef
+    task: Task
+    results: tuple[EvalResult, ...]
+    findings: tuple[Finding, ...]
+    predictions: tuple[Mapping[str, Any], ...]
+    limits: tuple[str, ...]
+    licence: str
+    files: Mapping[str, str]
