@@ -106,7 +106,7 @@ class writing:
             return
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(existing_parent(self.path)).free
-            raise ResourceError(f"the disk is full ({free / 1e6:.0f} MB free)", where=str(self.path), fix="free some space, then run again with --resume") from error
+            raise ResourceError(f"the disk is full ({free / 1e6:.0f} MB free)", where=str(self.path), fix="free some space, then run it again") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
             raise UsageError(f"cannot write here: {error.strerror}", where=str(self.path), fix="choose a folder that you may write to") from error
 

@@ -1,0 +1,247 @@
+"""Recipe: what a person writes. YAML in, JSON Schema out; an unknown key is an error that names the line and the nearest valid key.
+
+A value written here beats every default and every plan. `None` means "not said": the stage decides and the report shows what it decided.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """Every part of a recipe: unknown keys are refused, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSpec(Section):
+    """What is asked of the specialist."""
+
+    kind: Literal["classify", "regress", "generate", "score"] = Field("classify", description="one label or many (classify), a number (regress), a text (generate), a judgement on a pair of texts (score)")
+    labels: list[str] | None = Field(None, description="the classes; left out, they are read from the training rows")
+    many: bool = Field(False, description="true: an example may carry several labels")
+    metric: str | None = Field(None, description="what decides; left out: macro_f1 (classes), spearman (numbers), exact_match (texts)")
+    instruction: str = Field("", description="a sentence put before every input (generate, zero-shot baselines)")
+
+
+class VocabularySpec(Section):
+    """One token per domain word: an API name that costs six tokens is six times as slow and hard to see."""
+
+    extend: bool = Field(False, description="add domain words to the tokenizer; new rows start from the mean of their pieces")
+    pattern: str = Field(r"\S+", description="regular expression of a word")
+    min_count: Count = Field(5, description="a word must occur in at least so many training rows")
+    max_new: Count = Field(2000, description="at most so many new words")
+
+
+class BaseSpec(Section):
+    """The model to start from."""
+
+    model: str = Field("seedling", description="`seedling` (embedded), `minilm`, a folder, or a hub id like org/name")
+    revision: str | None = Field(None, description="hub commit; left out: the newest, whose commit is written into the run")
+    context: Count | None = Field(None, description="longest input in tokens; left out: what the model was trained with")
+    truncate: Literal["tail", "head", "middle"] = Field("tail", description="what is cut from inputs that are too long")
+    dropout: Fraction = Field(0.0, description="dropout in attention and head where the family has it")
+    vocabulary: VocabularySpec = Field(default_factory=VocabularySpec)
+
+
+class GenerateSpec(Section):
+    """Rows made by a domain's generator (seeds of the parts are disjoint)."""
+
+    domain: Name = Field(description="a domain, e.g. malware")
+    options: dict[str, Any] = Field(default_factory=dict, description="the domain's own options")
+    train: Count = 4000
+    valid: Count = 500
+    test: Count = 1000
+
+
+class FieldsSpec(Section):
+    """Which column is what; left out, they are recognised from their names and shown."""
+
+    text: str | None = None
+    label: str | None = None
+    pair: str | None = None
+    group: str | None = None
+    time: str | None = None
+    weight: str | None = None
+    slice: str | None = None
+    completion: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    messages: str | None = None
+    id: str | None = None
+
+
+class SplitSpec(Section):
+    """How rows are parted when the recipe names no files for it."""
+
+    by: Literal["auto", "random", "group", "time"] = Field("auto", description="auto: by time where there is a time, by group where there is a group; always by duplicate cluster unless `random`")
+    valid: Fraction = 0.1
+    test: Fraction = 0.1
+
+
+class SynthesizeSpec(Section):
+    """Rows added to scarce training data; every one is deduplicated and checked against validation and test."""
+
+    templates: list[str] = Field(default_factory=list, description="texts with {slots}")
+    slots: dict[str, list[str]] = Field(default_factory=dict)
+    label: str | None = Field(None, description="label of the rows made from templates")
+    teacher_url: str | None = Field(None, description="an OpenAI-compatible endpoint; asked only when set")
+    teacher_model: str | None = None
+    teacher_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
+    rows: Count = 200
+
+
+class DataSpec(Section):
+    """Where the rows are: files (`train`, and `valid`/`test` or a split), a domain's reader, or a generator."""
+
+    train: str | None = Field(None, description="file, folder or hub id")
+    valid: str | None = None
+    test: str | None = None
+    domain: Name | None = Field(None, description="read the files with this domain's reader")
+    options: dict[str, Any] = Field(default_factory=dict, description="the reader's own options")
+    generate: GenerateSpec | None = None
+    fields: FieldsSpec = Field(default_factory=FieldsSpec)
+    split: SplitSpec = Field(default_factory=SplitSpec)
+    synthesize: SynthesizeSpec | None = None
+    limit: Count | None = Field(None, description="use only so many training rows (a quick try)")
+    audit: bool = Field(True, description="audit the rows (duplicates, leakage, conflicts, noise)")
+    canaries: int = Field(0, ge=0, le=100, description="plant so many canaries in training and measure whether they can be read back")
+    licence: str | None = Field(None, description="the data's licence, for the compatibility note and the card")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSpec:
+        if (self.train is None) == (self.generate is None):
+            raise ValueError("give either `train` (a file, folder or hub id) or `generate` (a domain's generator)")
+        return self
+
+
+class LoraSpec(Section):
+    rank: Count = 8
+    alpha: Positive = 16
+    targets: Literal["auto", "attn", "mlp", "all"] = "auto"
+
+
+class PhaseSpec(Section):
+    """One phase of the loop. Give `steps` or `epochs`; `minutes` is turned into steps once, from a measured speed, and sealed."""
+
+    objective: Literal["classify", "sft", "lm"] = "classify"
+    method: Literal["full", "lora"] = "full"
+    lora: LoraSpec = Field(default_factory=LoraSpec)
+    lr: Positive | list[Positive] = Field(1e-3, description="learning rate; a list is swept and chosen on validation")
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: Fraction = Field(0.05, description="share of the steps")
+    weight_decay: float = Field(0.05, ge=0)
+    clip: Positive = Field(1.0, description="gradient norm above which gradients are scaled down")
+    steps: Count | None = None
+    epochs: Positive | None = None
+    minutes: Positive | None = None
+    batch_tokens: Count = Field(4096, description="tokens of one optimizer step")
+    microbatch_tokens: Count = Field(4096, description="tokens of one forward pass; smaller uses less memory")
+    evaluate_every: Count | None = Field(None, description="steps between validations; left out: ten times in the phase")
+    patience: Count | None = Field(None, description="stop after so many validations without a better one; the best weights are kept")
+    checkpoint_every: Count = Field(50, description="steps between checkpoints: at most so many are redone after a kill")
+    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 autocast where the machine has it")
+    compile: bool = Field(False, description="torch.compile: about a minute to warm up, then faster")
+    head_lr: Positive | None = Field(None, description="learning rate of a fresh head; left out: the same as lr")
+    label_smoothing: Fraction = 0.0
+    weights: Literal["rows", "sqrt", "distinct"] = Field("rows", description="how copies of a row count in the loss")
+    class_weights: Literal["none", "sqrt", "balanced"] = "none"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> PhaseSpec:
+        said = [name for name, value in (("steps", self.steps), ("epochs", self.epochs), ("minutes", self.minutes)) if value is not None]
+        if len(said) > 1:
+            raise ValueError(f"give one of steps, epochs, minutes (got {' and '.join(said)})")
+        return self
+
+
+class EvaluateSpec(Section):
+    metrics: list[str] | None = Field(None, description="left out: all that fit the task")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    draws: Count = Field(1000, description="bootstrap draws")
+    risk: Fraction = Field(0.05, description="the error rate at which the specialist may answer; above it, it abstains")
+    forgetting: bool = Field(True, description="measure the NLL rise on general text (language models)")
+    memorisation: bool = True
+    baselines: list[Literal["majority", "tfidf-lr", "lightgbm", "base", "retrieval", "all-positive", "presence-only"]] | None = Field(None, description="left out: all that fit the task")
+    few_shot: int = Field(0, ge=0, le=16, description="examples shown to the base model in its baseline")
+
+
+class BudgetSpec(Section):
+    """Limits; the estimate is held against them before anything starts."""
+
+    minutes: Positive | None = None
+    memory_gb: Positive | None = None
+    disk_gb: Positive | None = None
+    size_mb: Positive | None = None
+    latency_ms: Positive | None = None
+    forgetting: Positive | None = Field(None, description="largest NLL rise on general text, nats per token; above it the build ends with exit code 3")
+    beat_baselines: bool = Field(False, description="end with exit code 3 when the specialist does not beat every baseline")
+
+
+class PackageSpec(Section):
+    licence: str | None = Field(None, description="licence of the specialist; left out: what base and data allow")
+    merge: bool = Field(True, description="LoRA: merge into the weights; false: keep PEFT's adapter format, base untouched")
+    label_tokens: bool = Field(False, description="also write the label-token form for engines that load only language models")
+
+
+class Recipe(Section):
+    """A specialist, described: base + data + task."""
+
+    schema_version: int = Field(SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION, description="older versions are migrated when read")
+    name: Name
+    description: str = ""
+    task: TaskSpec = Field(default_factory=TaskSpec)
+    base: BaseSpec = Field(default_factory=BaseSpec)
+    data: DataSpec
+    adapt: list[PhaseSpec] = Field(default_factory=lambda: [PhaseSpec()], min_length=1, description="phases, run in order")
+    evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
+    package: PackageSpec = Field(default_factory=PackageSpec)
+    budget: BudgetSpec = Field(default_factory=BudgetSpec)
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class CorpusSpec(Section):
+    """One stream of text for pretraining."""
+
+    files: list[str] = Field(default_factory=list, description="JSONL files with a `text` field")
+    generate: GenerateSpec | None = None
+    share: Positive = Field(1.0, description="share of the training tokens")
+
+
+class PretrainRecipe(Section):
+    """A base model made from text: `knowhow pretrain`."""
+
+    schema_version: int = Field(SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
+    name: Name
+    vocabulary: Count = 8192
+    d_model: Count = 256
+    layers: Count = 6
+    heads: Count = 4
+    kv_heads: Count = 4
+    d_ff: Count = 640
+    context: Count = 1024
+    corpora: dict[str, CorpusSpec]
+    valid: dict[str, CorpusSpec]
+    tokens: Count = Field(description="training tokens")
+    batch_tokens: Count = 16384
+    microbatch_tokens: Count = 8192
+    sequence: Count = Field(512, description="tokens of one training window")
+    lr: Positive = 2e-3
+    muon_lr: Positive | None = Field(0.02, description="learning rate of the hidden matrices under Muon; null: AdamW for all")
+    weight_decay: float = 0.1
+    warmup: Fraction = 0.02
+    decay: Fraction = Field(0.3, description="share of the steps over which the rate falls to zero (WSD)")
+    clip: Positive = 1.0
+    compile: bool = True
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    checkpoint_every: Count = 100
+    seed: int = Field(0, ge=0, lt=2**31)
