@@ -7,26 +7,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 SCHEMA_VERSION = 1
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+def _number(value: Any) -> Any:
+    """`true` is not 1."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "true or false where a number belongs")
+    return value
+
+
+Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+Amount = Annotated[float, Field(ge=0), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="small letters, digits, `.`, `_` and `-`; at most 64")]
 
 
 class Section(BaseModel):
     """Every part of a recipe: unknown keys are refused, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskSpec(Section):
     """What is asked of the specialist."""
 
-    kind: Literal["classify", "regress", "generate", "score"] = Field("classify", description="one label or many (classify), a number (regress), a text (generate), a judgement on a pair of texts (score)")
+    kind: Literal["classify", "regress", "generate", "score"] = Field(
+        "classify", description="one label or many (classify), a number (regress), a text (generate), a judgement on a pair of texts (score)"
+    )
     labels: list[str] | None = Field(None, description="the classes; left out, they are read from the training rows")
     many: bool = Field(False, description="true: an example may carry several labels")
     metric: str | None = Field(None, description="what decides; left out: macro_f1 (classes), spearman (numbers), exact_match (texts)")
@@ -83,7 +95,9 @@ class FieldsSpec(Section):
 class SplitSpec(Section):
     """How rows are parted when the recipe names no files for it."""
 
-    by: Literal["auto", "random", "group", "time"] = Field("auto", description="auto: by time where there is a time, by group where there is a group; always by duplicate cluster unless `random`")
+    by: Literal["auto", "random", "group", "time"] = Field(
+        "auto", description="auto: by time where there is a time, by group where there is a group; always by duplicate cluster unless `random`"
+    )
     valid: Fraction = 0.1
     test: Fraction = 0.1
 
@@ -139,7 +153,7 @@ class PhaseSpec(Section):
     lr: Positive | list[Positive] = Field(1e-3, description="learning rate; a list is swept and chosen on validation")
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: Fraction = Field(0.05, description="share of the steps")
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: Amount = 0.05
     clip: Positive = Field(1.0, description="gradient norm above which gradients are scaled down")
     steps: Count | None = None
     epochs: Positive | None = None
@@ -171,7 +185,9 @@ class EvaluateSpec(Section):
     risk: Fraction = Field(0.05, description="the error rate at which the specialist may answer; above it, it abstains")
     forgetting: bool = Field(True, description="measure the NLL rise on general text (language models)")
     memorisation: bool = True
-    baselines: list[Literal["majority", "tfidf-lr", "lightgbm", "base", "retrieval", "all-positive", "presence-only"]] | None = Field(None, description="left out: all that fit the task")
+    baselines: list[Literal["majority", "tfidf-lr", "lightgbm", "base", "retrieval", "all-positive", "presence-only"]] | None = Field(
+        None, description="left out: all that fit the task"
+    )
     few_shot: int = Field(0, ge=0, le=16, description="examples shown to the base model in its baseline")
 
 
@@ -237,7 +253,7 @@ class PretrainRecipe(Section):
     sequence: Count = Field(512, description="tokens of one training window")
     lr: Positive = 2e-3
     muon_lr: Positive | None = Field(0.02, description="learning rate of the hidden matrices under Muon; null: AdamW for all")
-    weight_decay: float = 0.1
+    weight_decay: Amount = 0.1
     warmup: Fraction = 0.02
     decay: Fraction = Field(0.3, description="share of the steps over which the rate falls to zero (WSD)")
     clip: Positive = 1.0

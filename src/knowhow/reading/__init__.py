@@ -1,0 +1,9 @@
+"""Reading recipes: YAML text and overrides in, a checked recipe out (layer 0: standard library, PyYAML, pydantic).
+
+Flow: text (values that remember their lines) → overrides (environment, then `--set`) → migrations → problems (one error for all of them) → paths.
+"""
+
+from knowhow.reading.paths import data_folder, locate, located
+from knowhow.reading.recipes import LANGUAGE_SERVER, SCHEMA_URL, dump, migrate, read, schema
+
+__all__ = ["LANGUAGE_SERVER", "SCHEMA_URL", "data_folder", "dump", "locate", "located", "migrate", "read", "schema"]
