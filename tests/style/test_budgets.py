@@ -17,6 +17,11 @@ REFLECTS: dict[str, str] = {
 }
 """{file: why it may ask objects for their attributes}: only objects of other libraries, whose shape differs between versions or families."""
 
+OPEN: dict[str, str] = {
+    "workspace.py": "the rows of a log and of measured.json are open records",
+}
+"""{file: why its functions take any keyword}."""
+
 FAMILIES = {"KnowhowError", "Section"}
 """Project classes that others may inherit from: the errors, and the sections of a recipe."""
 
@@ -51,14 +56,14 @@ def test_files_and_functions_stay_short(path: str) -> None:
 def test_the_allow_list_is_not_stale() -> None:
     known = set(trees()) | {f"{path}:{function.name}" for path, tree in trees().items() for function in functions(tree)}
     assert set(LONGER) <= known
-    assert set(REFLECTS) <= set(trees())
-    assert all(reason.strip() for reason in [*LONGER.values(), *REFLECTS.values()])
+    assert set(REFLECTS) | set(OPEN) <= set(trees())
+    assert all(reason.strip() for reason in [*LONGER.values(), *REFLECTS.values(), *OPEN.values()])
 
 
 @pytest.mark.parametrize("path", list(trees()))
 def test_arguments_are_named(path: str) -> None:
     loose = [function.name for function in functions(trees()[path]) if function.args.kwarg]
-    assert not loose, f"{path}: **{loose} takes any keyword, so a typo passes: name the parameters"
+    assert not loose or path in OPEN, f"{path}: **{loose} takes any keyword, so a typo passes: name the parameters"
 
 
 @pytest.mark.parametrize("path", list(trees()))
