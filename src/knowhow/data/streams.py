@@ -134,7 +134,7 @@ def refuse_lone_surrogates(source: str, row: Any, where: str) -> None:
     """UsageError when the parsed `row` holds half a surrogate pair; `source` is the JSON text, looked through first because escapes are rare."""
     if not _SURROGATE_ESCAPE.search(source):
         return
-    field = next((name for name, value in row.items() if _holds_surrogate(name) or _holds_surrogate(value)), None)
+    field = next((name for name, value in row.items() if holds_surrogate(name) or holds_surrogate(value)), None)
     if field is not None:
         raise UsageError(
             f"field {field!r} holds a lone surrogate, which is no character",
@@ -153,18 +153,19 @@ def lone_surrogate(text: str) -> bool:
     return False
 
 
+def holds_surrogate(value: Any) -> bool:
+    """True when a text anywhere in parsed JSON cannot be written as UTF-8."""
+    if isinstance(value, str):
+        return lone_surrogate(value)
+    if isinstance(value, dict):
+        return any(holds_surrogate(item) for item in (*value.keys(), *value.values()))
+    return isinstance(value, list) and any(holds_surrogate(item) for item in value)
+
+
 def row_too_long(where: str, limit: int) -> UsageError:
     return UsageError(
         f"a row of more than {limit:,} bytes", where=where, allowed=f"at most {limit / 2**20:g} MB per row", fix="split the row, or raise the limit (row_limit)"
     )
-
-
-def _holds_surrogate(value: Any) -> bool:
-    if isinstance(value, str):
-        return lone_surrogate(value)
-    if isinstance(value, dict):
-        return any(_holds_surrogate(item) for item in (*value.keys(), *value.values()))
-    return isinstance(value, list) and any(_holds_surrogate(item) for item in value)
 
 
 def _decompressed(path: Path, kind: str | None) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Table:
             return
         first = peek[0][1]
         named = is_header(first, [cells for _, cells in peek[1:]])
-        names = [cell.strip() for cell in first] if named else [f"column{index + 1}" for index in range(len(first))]
+        names = [(named and cell.strip()) or f"column{index + 1}" for index, cell in enumerate(first)]
         for number, cells in islice(self._records(self._delimiter()), int(named), None):
             if len(cells) != len(names):
                 got = f"{len(cells)} cells where {'the header has' if named else 'the first row has'} {len(names)}: {' | '.join(cells)[:120]!r}"
@@ -93,16 +93,20 @@ class Table:
 
 
 def is_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
-    """True when `first` reads like column names: distinct, short, no numbers, and none recurs in its own column below."""
+    """True when `first` reads like column names: distinct, short, and none recurs in its own column below.
+
+    Numbers are names only beside real ones and in a run (0, 1, 2, …); an empty name is one at the ends (an index column, spare columns)."""
     cells = [cell.strip() for cell in first]
-    if len(set(cells)) < len(cells) or not all(_reads_like_a_name(cell) for cell in cells):
+    filled = [cell for cell in cells if cell]
+    inside = cells[1 : max((index for index, cell in enumerate(cells) if cell), default=0) + 1]
+    numbers = [cell for cell in filled if _NUMBER.fullmatch(cell)]
+    in_a_run = all(cell.isdecimal() for cell in numbers) and all(int(after) == int(before) + 1 for before, after in pairwise(numbers))
+    if len(set(filled)) < len(filled) or len(numbers) == len(filled) or "" in inside or not in_a_run:
+        return False
+    if not all(_NAME.fullmatch(cell) and len(cell.split()) <= _WORDS_IN_A_NAME for cell in filled):
         return False
     below = [{row[index].strip() for row in rest if index < len(row)} for index in range(len(cells))]
-    return not any(cell in seen for cell, seen in zip(cells, below))
-
-
-def _reads_like_a_name(cell: str) -> bool:
-    return bool(_NAME.fullmatch(cell)) and not _NUMBER.fullmatch(cell) and len(cell.split()) <= _WORDS_IN_A_NAME
+    return not any(cell and cell in seen for cell, seen in zip(cells, below))
 
 
 def _regular_cells(lines: Sequence[str], mark: str) -> int:
