@@ -91,20 +91,17 @@ def micro_f1(gold: np.ndarray, predictions: Predictions) -> Statistic:
     return statistic
 
 
-def of_class(which: int, part: str) -> Callable[[np.ndarray, Predictions], Statistic]:
-    """Precision, recall or F1 of one class. Precision is NaN where the class was never answered."""
+def of_class(which: int, gold: np.ndarray, predictions: Predictions) -> Statistic:
+    """Precision, recall and F1 of one class: weights DN → 3D. Precision is NaN where the class was never answered."""
+    is_gold_N = gold == which if gold.ndim == 1 else gold[:, which] == 1
+    is_found_N = predicted(predictions) == which if gold.ndim == 1 else positive(predictions)[:, which] == 1
+    features_NF = np.stack([is_gold_N, is_found_N, is_gold_N & is_found_N], 1).astype(np.float64)
 
-    def prepare(gold: np.ndarray, predictions: Predictions) -> Statistic:
-        sums = class_sums(gold, predictions)
+    def statistic(weights_DN: np.ndarray) -> np.ndarray:
+        gold_D, found_D, both_D = (weights_DN @ features_NF).T
+        return np.stack([ratio(both_D, found_D), ratio(both_D, gold_D), ratio(2 * both_D, gold_D + found_D)])
 
-        def statistic(weights_DN: np.ndarray) -> np.ndarray:
-            gold_D, found_D, both_D = (sums_DC[:, which] for sums_DC in sums(weights_DN))
-            below_D = {"precision": found_D, "recall": gold_D, "f1": (gold_D + found_D) / 2}[part]
-            return ratio(both_D, below_D)
-
-        return statistic
-
-    return prepare
+    return statistic
 
 
 def nll_rows(gold: Any, predictions: Predictions) -> np.ndarray:

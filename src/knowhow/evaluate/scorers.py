@@ -7,7 +7,7 @@ Weights count identical rows: weight 3 is three copies (but for `ece_debiased`, 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ from knowhow.maths.statistics import Statistic
 from knowhow.protocols import Scorer
 from knowhow.types import Predictions, Task
 
-__all__ = ["Gold", "Metric", "SCORERS", "applicable", "gold_of", "primary"]
+__all__ = ["Gold", "Metric", "SCORERS", "applicable", "bundles", "gold_of", "primary"]
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A Scorer. `answers`: the kinds it measures; `needs`: the field of Predictions it reads; `listed`: part of the default set.
+    """A Scorer. `answers`: the kinds it measures; `needs`: what of Predictions it reads; `listed`: kinds for which it is in the default set;
+    `curve`: set when it is made from a ranking, so that several such metrics can share one sort.
 
     `prepare(gold, predictions)` does the work that does not depend on weights and returns the statistic weights DN → D."""
 
@@ -35,6 +36,7 @@ class Metric:
     needs: str
     prepare: Callable[[Any, Predictions], Statistic]
     listed: frozenset[AnswerKind]
+    curve: ranking.Curve | None = None
 
     def __call__(self, gold: Any, predictions: Predictions, weights_N: np.ndarray) -> float:
         """NaN where the metric is undefined on these rows (say, AUC with one class)."""
@@ -46,15 +48,20 @@ def _metric(name: str, needs: str, answers: str, prepare: Callable[[Any, Predict
     return Metric(name, better == "higher", kinds, needs, prepare, kinds - frozenset(unlisted.split()))
 
 
+def _ranking(name: str, curve: ranking.Curve) -> Metric:
+    kinds: frozenset[Any] = frozenset(("one", "many"))
+    return Metric(name, True, kinds, "probs", ranking.macro_over_classes(curve), kinds, curve)
+
+
 _METRICS = (
     _metric("accuracy", "probs", "one", labels.mean_of(labels.correct_rows)),
     _metric("macro_f1", "probs", "one many", labels.macro_f1),
     _metric("micro_f1", "probs", "one many", labels.micro_f1, unlisted="one"),  # one label: the same as accuracy
     _metric("exact_match", "answers", "one many text", labels.mean_of(labels.correct_rows), unlisted="one"),  # one label: the same as accuracy
-    _metric("auc", "probs", "one many", ranking.macro_over_classes(ranking.area_under_roc)),
-    _metric("average_precision", "probs", "one many", ranking.macro_over_classes(ranking.average_precision)),
-    _metric("tpr@1e-2", "probs", "one many", ranking.macro_over_classes(ranking.tpr_at(1e-2))),
-    _metric("tpr@1e-3", "probs", "one many", ranking.macro_over_classes(ranking.tpr_at(1e-3))),
+    _ranking("auc", ranking.area_under_roc),
+    _ranking("average_precision", ranking.average_precision),
+    _ranking("tpr@1e-2", ranking.tpr_at(1e-2)),
+    _ranking("tpr@1e-3", ranking.tpr_at(1e-3)),
     _metric("nll", "soft", "one many number text", labels.mean_of(labels.nll_rows), better="lower"),
     _metric("brier", "probs", "one many", labels.mean_of(labels.brier_rows), better="lower"),
     _metric("ece", "soft", "one many", labels.ece, better="lower"),
@@ -100,6 +107,13 @@ def named(name: str, kind: AnswerKind) -> Metric:
 def primary(task: Task) -> Metric:
     """The metric that decides for this task. UsageError when `task.metric` does not fit."""
     return named(task.metric, answer_kind(task))
+
+
+def bundles(metrics: Sequence[Metric], gold: Any, predictions: Predictions) -> list[tuple[tuple[str, ...], Statistic]]:
+    """The same metrics as [(names, statistic that gives them all)]: those made from a ranking come out of one sort."""
+    made = [((metric.name,), metric.prepare(gold, predictions)) for metric in metrics if metric.curve is None]
+    ranked = {metric.name: metric.curve for metric in metrics if metric.curve is not None}
+    return made + ([(tuple(ranked), ranking.together(tuple(ranked.values()), gold, predictions))] if ranked else [])
 
 
 def hard(predictions: Predictions) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from knowhow.evaluate.gold import Gold, answer_kind, gold_of, input_key, numbered, take, take_predictions
 from knowhow.evaluate.labels import correct_rows, of_class
-from knowhow.evaluate.scorers import Metric, applicable
+from knowhow.evaluate.scorers import applicable, bundles
 from knowhow.maths.statistics import Statistic, mcnemar, percentile, replicates
 from knowhow.types import EvalResult, Example, Interval, Predictions, Task
 
@@ -75,7 +75,9 @@ def evaluate(
         part = _part(name, weighting_N, gold, model, others)
         if part is not None:
             metrics = applicable(task, part.model, wanted=options.metrics)
-            results += _score(part, [(metric.name, metric, _comparable(metric, part, task)) for metric in metrics], options)
+            names = tuple(metric.name for metric in metrics)
+            measured = {key: bundles(applicable(task, answers, wanted=names), part.gold, answers) for key, answers in part.baselines.items()}
+            results += _score(part, names, bundles(metrics, part.gold, part.model), measured, options)
     if task.labels:
         results += _per_class(gold, model, others, task, options)
     return results
@@ -133,53 +135,47 @@ def _part(name: str, weighting_N: np.ndarray, gold: Gold, model: Predictions, ot
     return _Part(name, take(gold.values, rows_N), weights_N[rows_N], gold.clusters_N[rows_N], take_predictions(model, rows_N), baselines)
 
 
-def _comparable(metric: Metric, part: _Part, task: Task) -> tuple[str, ...]:
-    """Baselines whose answers allow this metric too."""
-    return tuple(name for name, answers in part.baselines.items() if applicable(task, answers, wanted=(metric.name,)))
-
-
 def _per_class(gold: Gold, model: Predictions, others: Mapping[str, Predictions], task: Task, options: Options) -> list[EvalResult]:
     part = _part(ALL, np.ones(len(gold.weights_N), dtype=bool), gold, model, others)
     if part is None or model.probs_NC is None:
         return []
-    names = tuple(name for name, answers in others.items() if answers.probs_NC is not None)
+    names = ("precision", "recall", "f1")
     results: list[EvalResult] = []
     for which, label in enumerate(task.labels):
         member_N = part.gold == which if answer_kind(task) == "one" else part.gold[:, which] == 1
-        if member_N.any():
-            metrics = [(name, _ClassMetric(of_class(which, name)), names) for name in ("precision", "recall", "f1")]
-            units = len(np.unique(part.clusters_N[member_N]))
-            results += [
-                replace(result, n=units, cost={"rows": float(part.weights_N[member_N].sum())})
-                for result in _score(replace(part, name=f"class:{label}"), metrics, options)
-            ]
+        if not member_N.any():
+            continue
+        measured = {key: [(names, of_class(which, part.gold, answers))] for key, answers in part.baselines.items() if answers.probs_NC is not None}
+        scored = _score(replace(part, name=f"class:{label}"), names, [(names, of_class(which, part.gold, model))], measured, options)
+        cost = {"rows": float(part.weights_N[member_N].sum())}
+        results += [replace(result, n=len(np.unique(part.clusters_N[member_N])), cost=cost) for result in scored]
     return results
 
 
-@dataclass(frozen=True, slots=True)
-class _ClassMetric:
-    prepare: Any
+Bundles = list[tuple[tuple[str, ...], Statistic]]
 
 
-def _score(part: _Part, metrics: Sequence[tuple[str, Metric | _ClassMetric, tuple[str, ...]]], options: Options) -> list[EvalResult]:
-    """All metrics of the model and of its comparable baselines on one slice, from one set of draws."""
-    statistics: list[Statistic] = []
-    for _, metric, names in metrics:
-        statistics += [metric.prepare(part.gold, answers) for answers in (part.model, *(part.baselines[name] for name in names))]
-    values_S = [float(statistic(part.weights_N[None, :])[0]) for statistic in statistics]
+def _score(part: _Part, order: Sequence[str], own: Bundles, measured: Mapping[str, Bundles], options: Options) -> list[EvalResult]:
+    """The model's metrics, in `order`, and what each baseline has of them on one slice, all from one set of draws."""
+    everything = [(key, names, statistic) for key, bundle in [(None, own), *measured.items()] for names, statistic in bundle]
+    if not own:
+        return []
+    place = {(key, name): row for row, (key, name) in enumerate((key, name) for key, names, _ in everything for name in names)}
+    statistics = [statistic for _, _, statistic in everything]
+    values_S = np.vstack([statistic(part.weights_N[None, :]) for statistic in statistics])[:, 0]
     values_SD = replicates(statistics, part.clusters_N, part.weights_N, draws=options.draws, seed=options.seed)
     units = len(np.unique(part.clusters_N))
-    results, row = [], 0
-    for metric_name, _, names in metrics:
+
+    def interval(row: int, minus: int | None = None) -> Interval:
+        value, values_D = (values_S[row], values_SD[row]) if minus is None else (values_S[row] - values_S[minus], values_SD[row] - values_SD[minus])
+        return percentile(float(value), values_D, units, options.confidence)
+
+    results = []
+    for name in order:
+        row = place[None, name]
+        pairs = {key: place[key, name] for key in measured if (key, name) in place and np.isfinite(values_S[place[key, name]])}
         if np.isfinite(values_S[row]):
-            own = percentile(values_S[row], values_SD[row], units, options.confidence)
-            paired = {
-                name: percentile(values_S[row] - values_S[other], values_SD[row] - values_SD[other], units, options.confidence)
-                for other, name in enumerate(names, row + 1)
-                if np.isfinite(values_S[other])
-            }
-            results.append(_result(part, metric_name, own, paired, options))
-        row += 1 + len(names)
+            results.append(_result(part, name, interval(row), {key: interval(row, other) for key, other in pairs.items()}, options))
     return results
 
 

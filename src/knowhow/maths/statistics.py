@@ -17,7 +17,7 @@ from scipy import stats
 from knowhow.types import Interval
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""weights DN → values D. NaN where the statistic is undefined (say, the AUC of a draw without positives)."""
+"""weights DN → values D (or MD, several at once). NaN where the statistic is undefined (say, the AUC of a draw without positives)."""
 
 BLOCK = 2_000_000
 """Weights held at once (16 MB): draws are made in blocks of that many numbers."""
@@ -26,7 +26,8 @@ BLOCK = 2_000_000
 def resample(clusters_N: np.ndarray, *, draws: int, seed: int) -> Iterator[np.ndarray]:
     """Blocks of DN weights: how often each row's cluster came up when K clusters are drawn with replacement (multinomial).
 
-    The same clusters, draws and seed give the same weights, whatever is computed from them: that is what makes differences paired."""
+    The same clusters, draws and seed give the same weights, whatever is computed from them: that is what makes differences paired.
+    In memory a row's weights in all draws lie together (a transposed view), so that ranking metrics can reorder rows at the speed of a copy."""
     names_K, inverse_N = np.unique(clusters_N, return_inverse=True)
     k, n = len(names_K), len(inverse_N)
     plain = k == n and bool((inverse_N == np.arange(n)).all())
@@ -36,21 +37,20 @@ def resample(clusters_N: np.ndarray, *, draws: int, seed: int) -> Iterator[np.nd
         size = min(block, draws - start)
         picks_DK = random.integers(0, k, size=(size, k), dtype=np.int64)
         picks_DK += np.arange(size)[:, None] * k
-        counts_DK = np.bincount(picks_DK.ravel(), minlength=size * k).reshape(size, k).astype(np.float64)
-        yield counts_DK if plain else counts_DK.take(inverse_N, axis=1)
+        counts_KD = np.bincount(picks_DK.ravel(), minlength=size * k).reshape(size, k).T.astype(np.float64, order="C")
+        yield (counts_KD if plain else counts_KD.take(inverse_N, axis=0)).T
 
 
 def replicates(statistics: Sequence[Statistic], clusters_N: np.ndarray, weights_N: np.ndarray | None = None, *, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """SD values of every statistic on the same draws (rows of one column belong together: subtract them for paired differences)."""
-    out_SD = np.empty((len(statistics), draws))
-    done = 0
+    """SD values of every statistic on the same draws (values of one column belong together: subtract them for paired differences).
+
+    A statistic may give several values per draw (MD): they take M rows."""
+    blocks = []
     for weights_DN in resample(clusters_N, draws=draws, seed=seed):
         if weights_N is not None:
             weights_DN *= weights_N
-        for row, statistic in enumerate(statistics):
-            out_SD[row, done : done + len(weights_DN)] = statistic(weights_DN)
-        done += len(weights_DN)
-    return out_SD
+        blocks.append(np.vstack([statistic(weights_DN) for statistic in statistics]))
+    return np.hstack(blocks)
 
 
 def percentile(value: float, values_D: np.ndarray, n: int, confidence: float = 0.95) -> Interval:
@@ -149,21 +149,19 @@ def sign_flip(differences_K: np.ndarray, *, draws: int = 10_000, seed: int = 0) 
     """Two-sided permutation p-value that K independent differences sum to 0: signs are flipped, all 2^K ways for K ≤ 12, else `draws` at random.
 
     The observed signs count as one of the draws, so p is never 0 (Phipson & Smyth 2010)."""
-    known_K = np.asarray(differences_K, dtype=np.float64)
-    known_K = known_K[known_K != 0]
+    known_K = np.abs(np.asarray(differences_K, dtype=np.float64))
+    observed, slack = abs(float(np.sum(differences_K))), 1e-9 * known_K.sum()
+    known_K = known_K[known_K > 0]
     if not len(known_K):
         return 1.0
-    observed = abs(known_K.sum())
-    slack = 1e-9 * np.abs(known_K).sum()
     if len(known_K) <= 12:
         signs = 1 - 2 * ((np.arange(2 ** len(known_K))[:, None] >> np.arange(len(known_K))) & 1)
         return float((np.abs(signs @ known_K) >= observed - slack).mean())
     random = np.random.Generator(np.random.PCG64(seed))
-    block, hits = max(1, BLOCK // len(known_K)), 0
-    for start in range(0, draws, block):
-        signs = 1.0 - 2.0 * random.integers(0, 2, size=(min(block, draws - start), len(known_K)))
-        hits += int((np.abs(signs @ known_K) >= observed - slack).sum())
-    return (hits + 1) / (draws + 1)
+    sums_D = np.zeros(draws)
+    for size, count in zip(*np.unique(known_K, return_counts=True), strict=True):  # equal sizes at once: heads among their flips are binomial
+        sums_D += size * (2 * random.binomial(count, 0.5, size=draws) - count)
+    return float(((np.abs(sums_D) >= observed - slack).sum() + 1) / (draws + 1))
 
 
 def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
