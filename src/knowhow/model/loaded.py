@@ -1,0 +1,45 @@
+"""A model ready to use: weights, tokenizer and what is known about them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from knowhow.types import ModelRef
+
+Kind = Literal["causal", "encoder"]
+Head = Literal["lm", "classifier", "regressor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`model`: a transformers (or PEFT) module in eval mode; `tokenizer`: a fast tokenizer with a pad token.
+
+    `context`: the most tokens the model takes; `labels`: in index order, empty without a classifying head;
+    `frozen`: for an adapter, the digest of the base weights that it must leave untouched."""
+
+    model: torch.nn.Module
+    tokenizer: Any
+    kind: Kind
+    head: Head
+    ref: ModelRef
+    context: int
+    labels: tuple[str, ...] = ()
+    frozen: str = ""
+
+
+def digest_tensors(tensors: dict[str, torch.Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
