@@ -73,6 +73,7 @@ class GenerateSpec(Section):
     train: Count = 4000
     valid: Count = 500
     test: Count = 1000
+    seed: int | None = Field(None, ge=0, description="left out: made from the recipe's seed; each part has its own")
 
 
 class FieldsSpec(Section):

@@ -1,0 +1,1 @@
+"""The objectives: what a phase of the loop minimises."""

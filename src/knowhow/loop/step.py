@@ -1,0 +1,107 @@
+"""The only training loop: a generator that yields after each optimizer step, so a notebook or a test can stop, look and go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from knowhow.loop.optim import Optim, Schedule
+from knowhow.loop.world import World
+from knowhow.protocols import Batches, Objective, Observer
+from knowhow.types import Batch, StepInfo
+
+Precision = Literal["auto", "float32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSpec:
+    """`steps` is the last step's number; `start` the last one already done."""
+
+    steps: int
+    start: int = 0
+    tokens_seen: int = 0
+    clip: float = 1.0
+    precision: Precision = "auto"
+    world: World = field(default_factory=World)
+
+
+def train(
+    model: torch.nn.Module,
+    objective: Objective,
+    batches: Batches,
+    optim: Optim,
+    factor: Schedule,
+    spec: LoopSpec,
+    observers: Sequence[Observer] = (),
+) -> Iterator[StepInfo]:
+    """Steps start+1 … steps. The loss of a step is the sum over its microbatches divided by its supervised units, never a mean of means.
+
+    Raises FloatingPointError at a loss that is not finite, before the update: the weights are still the last good ones.
+    """
+    model.train()
+    device = next(model.parameters()).device
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    seen = spec.tokens_seen
+    stream = iter(batches)
+    for step in range(spec.start + 1, spec.steps + 1):
+        micro = next(stream)
+        units = sum(objective.units(batch) for batch in micro)
+        optim.clear()
+        sums = _accumulate(model, objective, [to_device(batch, device) for batch in micro[spec.world.rank :: spec.world.size]], units, spec)
+        spec.world.sum_gradients(parameters)
+        sums = spec.world.sum_values(sums)
+        loss = sums.pop("loss") / units
+        if loss != loss or abs(loss) == float("inf"):
+            raise FloatingPointError(f"the loss is {loss} at step {step}")
+        seen += sum(int(batch.mask_BT.sum()) for batch in micro)
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        lr = optim.scale(factor(step))
+        info = StepInfo(step, seen, loss, {name: value / units for name, value in sums.items()}, lr, norm, model, micro)
+        watching = [observer for observer in observers if observer.due(step)]
+        for observer in watching:
+            observer.before(info)
+        if norm > spec.clip:
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], spec.clip / (norm + 1e-6))
+        optim.step()
+        for observer in watching:
+            observer.after(info)
+        yield info
+
+
+def _accumulate(model: torch.nn.Module, objective: Objective, micro: Sequence[Batch], units: float, spec: LoopSpec) -> dict[str, float]:
+    sums: dict[str, float] = {"loss": 0.0}
+    for batch in micro:
+        with autocast(batch.tokens_BT.device.type, spec.precision):
+            loss, metrics = objective(model, batch)
+        (loss / units).backward()
+        sums["loss"] += float(loss.detach())
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return sums
+
+
+def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:
+    """bf16 autocast where it pays: on request, or on `auto` where the processor multiplies bf16 in hardware."""
+    use = precision == "bf16" or (precision == "auto" and has_bf16(device))
+    return torch.autocast(device, dtype=torch.bfloat16) if use else nullcontext()
+
+
+def has_bf16(device: str) -> bool:
+    """Hardware bf16 products: CPUs with AVX512-BF16 or AMX, CUDA from compute capability 8."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    moved = {name: None if (value := getattr(batch, name)) is None else value.to(device, non_blocking=True) for name in TENSORS}
+    return Batch(**moved, groups=batch.groups, ids=batch.ids)
+
+
+TENSORS = ("tokens_BT", "mask_BT", "targets_BT", "labels", "weight_B", "rewards", "teacher_logits")

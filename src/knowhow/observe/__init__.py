@@ -1,0 +1,1 @@
+"""Observers: look at a run, never touch it. One per file."""

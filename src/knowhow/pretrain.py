@@ -1,0 +1,210 @@
+"""`knowhow pretrain`: a small Llama-type base from text and a domain's unlabelled traces, with the same loop as every specialist.
+
+Stages, each kept in the run folder and never repeated: tokenizer → streams → train → export.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from knowhow.adapt.lm import NextToken
+from knowhow.data.batch import Windows, even_windows
+from knowhow.data.sources import open_source
+from knowhow.domains import find_domain
+from knowhow.errors import Interrupted, UsageError
+from knowhow.files import append_jsonl, read_jsonl, write_json, writing
+from knowhow.loop import checkpoint
+from knowhow.loop.optim import Optim, OptimSpec, schedule
+from knowhow.loop.step import LoopSpec, train
+from knowhow.observe.life import Life
+from knowhow.protocols import Observer, Progress
+from knowhow.recipe import CorpusSpec, PretrainRecipe
+from knowhow.types import StepInfo
+
+END, PAD = "<|endoftext|>", "<|pad|>"
+TOKENIZER_SHARE = 0.3
+PIECE = 20_000
+
+
+def pretrain(recipe: PretrainRecipe, *, run: Path, root: Path, progress: Progress) -> Path:
+    """Make the base described by `recipe` in `run`; going on where an earlier call stopped. Returns the model folder."""
+    run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    tokenizer = _tokenizer(recipe, run, root, progress)
+    streams = {name: _stream(name, spec, tokenizer, run, root, progress) for name, spec in recipe.corpora.items()}
+    valid = {name: _stream(f"valid-{name}", spec, tokenizer, run, root, progress) for name, spec in recipe.valid.items()}
+    model = LlamaForCausalLM(architecture(recipe, tokenizer))
+    _train(model, recipe, streams, valid, run, progress)
+    return export(model, tokenizer, run / "model")
+
+
+def architecture(recipe: PretrainRecipe, tokenizer: Tokenizer) -> LlamaConfig:
+    """Llama with tied embeddings; head size 64 by default."""
+    end = tokenizer.token_to_id(END)
+    return LlamaConfig(
+        vocab_size=recipe.vocabulary,
+        hidden_size=recipe.d_model,
+        intermediate_size=recipe.d_ff,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        max_position_embeddings=recipe.context,
+        tie_word_embeddings=True,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=tokenizer.token_to_id(PAD),
+        initializer_range=0.02,
+    )
+
+
+def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> Path:
+    """bf16 safetensors, tokenizer and config, loadable by plain transformers."""
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END, pad_token=PAD, model_max_length=model.config.max_position_embeddings
+    )
+    with writing(folder):
+        model.to(torch.bfloat16).save_pretrained(folder)
+        fast.save_pretrained(folder)
+    return folder
+
+
+def texts(spec: CorpusSpec, root: Path) -> Iterator[str]:
+    """Documents of a corpus in order. A domain's traces are shuffled in blocks, so twins do not stand side by side."""
+    for name in spec.files:
+        for row in open_source(root / name).rows():
+            yield str(row["text"])
+    if spec.generate is not None:
+        seed = spec.generate.seed or 0
+        random = np.random.Generator(np.random.PCG64(seed))
+        made = find_domain(spec.generate.domain).generate(spec.generate.options, seed=seed, n=spec.generate.train)
+        for block in _blocks((str(example.prompt) for example in made), 4096):
+            yield from (block[i] for i in random.permutation(len(block)))
+
+
+def _blocks(items: Iterator[str], size: int) -> Iterator[list[str]]:
+    while block := list(itertools.islice(items, size)):
+        yield block
+
+
+def _tokenizer(recipe: PretrainRecipe, run: Path, root: Path, progress: Progress) -> Tokenizer:
+    path = run / "tokenizer.json"
+    if path.is_file():
+        return Tokenizer.from_file(str(path))
+    progress("tokenizer", 0, 0)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary, special_tokens=[END, PAD], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    random = np.random.Generator(np.random.PCG64(recipe.seed))
+    sample = (piece for spec in recipe.corpora.values() for text in texts(spec, root) for piece in _pieces(text) if random.random() < TOKENIZER_SHARE)
+    tokenizer.train_from_iterator(sample, trainer)
+    with writing(path):
+        tokenizer.save(str(path))
+    return tokenizer
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut long documents at line ends: the tokenizer works through short strings faster."""
+    start = 0
+    while start < len(text):
+        end = start + PIECE
+        cut = text.rfind("\n", start, end) + 1 if end < len(text) else len(text)
+        end = cut if cut > start else min(end, len(text))
+        yield text[start:end]
+        start = end
+
+
+def _stream(name: str, spec: CorpusSpec, tokenizer: Tokenizer, run: Path, root: Path, progress: Progress) -> np.ndarray:
+    """Documents as one array of token ids, each followed by END; memory-mapped."""
+    path = run / "streams" / f"{name}.npy"
+    if path.is_file():
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    end, parts, total = tokenizer.token_to_id(END), [], 0
+    for text in texts(spec, root):
+        ids = [token for encoding in tokenizer.encode_batch(list(_pieces(text)), add_special_tokens=False) for token in encoding.ids]
+        parts.append(np.asarray([*ids, end], np.uint16))
+        total += len(ids) + 1
+        progress(f"tokens of {name}", total, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        np.save(path.with_suffix(".part.npy"), np.concatenate(parts), allow_pickle=False)
+        path.with_suffix(".part.npy").rename(path)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+Streams = dict[str, np.ndarray]
+
+
+def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, valid: Streams, run: Path, progress: Progress) -> None:
+    steps = recipe.tokens // recipe.batch_tokens
+    for name, stream in streams.items():
+        if len(stream) <= recipe.sequence:
+            raise UsageError(f"the corpus {name} has {len(stream)} tokens", allowed=f"more than one window of {recipe.sequence}", fix="give it more text")
+    batches = Windows(
+        list(streams.values()),
+        [recipe.corpora[name].share for name in streams],
+        recipe.sequence,
+        recipe.batch_tokens // recipe.sequence,
+        max(1, recipe.microbatch_tokens // recipe.sequence),
+        steps,
+        recipe.seed,
+    )
+    optim = Optim(model, OptimSpec(recipe.lr, weight_decay=recipe.weight_decay, muon_lr=recipe.muon_lr))
+    done = checkpoint.find(run / "checkpoint")
+    start, seen = (int(done["step"]), int(done["tokens"])) if done else (0, 0)
+    if done:
+        checkpoint.restore(run / "checkpoint", model, optim)
+        batches.restore(done["batches"])
+    objective = NextToken("lm", backbone=torch.compile(model.model) if recipe.compile else None)
+    life = Life(steps, {name: even_windows(stream, recipe.sequence) for name, stream in valid.items()}, recipe.precision)
+    factor = schedule("wsd", steps, warmup=recipe.warmup, decay=recipe.decay)
+    spec = LoopSpec(steps, start, seen, clip=recipe.clip, precision=recipe.precision)
+    log = _Log(run / "training.jsonl", start)
+    observers: list[Observer] = [life]
+    try:
+        for info in train(model, objective, batches, optim, factor, spec, observers):
+            log.step(info)
+            progress(f"pretraining, loss {info.loss:.3f}", info.step, steps)
+            if life.due(info.step):
+                _keep_rows(run / "observations.jsonl", life)
+            if info.step % recipe.checkpoint_every == 0 or info.step == steps:
+                checkpoint.save(run / "checkpoint", model, optim, {"step": info.step, "tokens": info.tokens_seen, "batches": batches.state()})
+    except KeyboardInterrupt as stop:
+        raise Interrupted("stopped by the user", fix="run the same command again with --resume: it goes on at the last checkpoint") from stop
+    write_json(run / "validation.json", life.validation(model))
+
+
+def _keep_rows(path: Path, life: Life) -> None:
+    known = {row["step"] for row in read_jsonl(path)}
+    for row in life.rows():
+        if row["step"] not in known:
+            append_jsonl(path, row)
+
+
+@dataclass
+class _Log:
+    """One JSONL row every ten steps: step, tokens, loss, learning rate, gradient norm; seconds stand beside, outside digests."""
+
+    path: Path
+    start: int
+
+    def __post_init__(self) -> None:
+        self.clock = time.monotonic()
+        self.known = {row["step"] for row in read_jsonl(self.path)}
+
+    def step(self, info: StepInfo) -> None:
+        if (info.step % 10 == 0 or info.step == 1) and info.step not in self.known:
+            row = {"step": info.step, "tokens": info.tokens_seen, "loss": round(info.loss, 5), "lr": info.lr, "grad_norm": round(info.grad_norm, 5)}
+            append_jsonl(self.path, row)
+            append_jsonl(self.path.with_name("seconds.jsonl"), {"step": info.step, "seconds": round(time.monotonic() - self.clock, 2)})

@@ -1,0 +1,76 @@
+"""Batches: every row once an epoch, little padding, mixed lengths in a step, and an order that survives a restart."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from knowhow.data.batch import IGNORE, TokenBudget, Windows, by_length, collate, rows
+
+
+def made(n: int = 3000, seed: int = 0) -> TokenBudget:
+    random = np.random.default_rng(seed)
+    lengths = np.clip(random.lognormal(4.5, 0.8, n).astype(int), 16, 512)
+    lists = [random.integers(1, 90, size=length).tolist() for length in lengths]
+    return TokenBudget(rows(lists, [str(i) for i in range(n)]), 8192, 2048, pad=0, seed=1)
+
+
+def test_every_row_comes_once_an_epoch_and_epochs_differ():
+    budget = made()
+    first, second = budget.plan(0), budget.plan(1)
+    assert sorted(np.concatenate([rows for step in first for rows in step])) == list(range(3000))
+    assert [rows.tolist() for step in first for rows in step] != [rows.tolist() for step in second for rows in step]
+    assert [rows.tolist() for step in first for rows in step] == [rows.tolist() for step in made().plan(0) for rows in step]
+
+
+def test_padding_is_small_and_steps_mix_lengths():
+    budget = made()
+    plan = budget.plan(0)
+    lengths = budget.rows.lengths
+    padded = sum(len(chosen) * int(lengths[chosen].max()) for step in plan for chosen in step)
+    assert lengths.sum() / padded > 0.95
+    spreads = [max(lengths[chosen].max() for chosen in step) / min(lengths[chosen].min() for chosen in step) for step in plan]
+    assert np.median(spreads) > 3
+
+
+def test_microbatches_keep_to_the_budget_unless_one_row_is_longer():
+    lengths = np.array([10, 10, 10, 5000, 20])
+    parts = by_length(np.arange(5), lengths, 64)
+    assert [part.tolist() for part in parts][-1] == [3]
+    assert sorted(np.concatenate(parts)) == [0, 1, 2, 3, 4]
+    assert all(len(part) * -(-lengths[part].max() // 8) * 8 <= 64 for part in parts if 3 not in part)
+
+
+def test_restore_goes_on_where_it_stopped():
+    whole, stopped = made(400), made(400)
+    stream = iter(whole)
+    taken = [next(stream) for _ in range(30)]
+    other = iter(stopped)
+    for _ in range(13):
+        next(other)
+    again = made(400)
+    again.restore(stopped.state())
+    rest = iter(again)
+    for expected in taken[13:]:
+        got = next(rest)
+        assert [b.ids for b in got] == [b.ids for b in expected]
+
+
+def test_targets_are_the_next_tokens_that_are_supervised():
+    made_rows = rows([[5, 6, 7, 8], [9, 10]], ["a", "b"], supervised=[[False, False, True, True], [False, True]])
+    batch = collate(made_rows, np.array([0, 1]), pad=0, language_model=True)
+    assert batch.targets_BT[0, :4].tolist() == [IGNORE, 7, 8, IGNORE]
+    assert batch.targets_BT[1, :3].tolist() == [10, IGNORE, IGNORE]
+    assert batch.mask_BT.sum() == 6
+
+
+def test_windows_keep_the_shares_and_their_place():
+    a, b = np.zeros(5000, np.uint16), np.ones(5000, np.uint16)
+    stream = Windows([a, b], [3, 1], 16, 8, 4, 50, seed=0)
+    taken = iter(stream)
+    steps = [next(taken) for _ in range(50)]
+    share = torch.cat([batch.tokens_BT for step in steps for batch in step]).float().mean()
+    assert abs(float(share) - 0.25) < 0.01
+    again = Windows([a, b], [3, 1], 16, 8, 4, 50, seed=0)
+    again.restore({"index": 20})
+    assert torch.equal(next(iter(again))[0].tokens_BT, steps[20][0].tokens_BT)
