@@ -1,0 +1,5 @@
+"""`python -m knowhow`."""
+
+from knowhow.cli import main
+
+raise SystemExit(main())

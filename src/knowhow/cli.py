@@ -1,0 +1,234 @@
+"""The commands: their names and options, and nothing else. What they do is in `commands/`, imported when it is needed, so that help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from knowhow import __version__
+
+app = typer.Typer(
+    name="knowhow",
+    help="Turn a base language model into an expert, and know how it works.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+runs_app = typer.Typer(help="The runs there are: list, remove, tidy up.", rich_markup_mode=None)
+app.add_typer(runs_app, name="runs")
+
+Json = Annotated[bool, typer.Option("--json", envvar="KNOWHOW_JSON", help="JSON lines on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", envvar="KNOWHOW_QUIET", help="Results and errors only.")]
+Runs = Annotated[Path, typer.Option("--runs", envvar="KNOWHOW_RUNS", help="Folder that holds the runs.")]
+Yes = Annotated[bool, typer.Option("--yes", envvar="KNOWHOW_YES", help="Ask nothing.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe, e.g. adapt.0.lr=1e-4 (again for more).")]
+DataSets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of `data`, e.g. fields.text=body (again for more).")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML); `knowhow init` writes one.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A specialist's folder, or the name of a run.")]
+Data = Annotated[str, typer.Argument(metavar="DATA", help="A file, a `datasets` folder or a hub id.")]
+RUNS = Path("runs")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def build(
+    recipe: RecipePath,
+    sets: Sets = None,
+    resume: Annotated[bool, typer.Option("--resume", envvar="KNOWHOW_RESUME", help="Go on with the newest run of this recipe.")] = False,
+    start: Annotated[Path | None, typer.Option("--from", metavar="SPECIALIST", help="Start from this specialist's weights (a warm update).")] = None,
+    runs: Runs = RUNS,
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a base model and data into a measured specialist."""
+    from knowhow.commands import build as command
+    from knowhow.commands.output import Output
+
+    command.build(recipe, sets or [], command.How(resume=resume, start=start, runs=runs, yes=yes), Output(json, quiet))
+
+
+@app.command()
+def init(
+    data: Annotated[str | None, typer.Option("--data", metavar="DATA", help="A file, a `datasets` folder or a hub id.")] = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="seedling, minilm, a model folder or a hub id.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="classify, regress, generate or score.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.yaml"),
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a commented recipe after a look at the data."""
+    from knowhow.commands import init as command
+    from knowhow.commands.output import Output
+
+    command.init(command.Wish(data, base, task), out, yes, Output(json, quiet))
+
+
+@app.command()
+def inspect(data: Data, sets: DataSets = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Audit data: fields, duplicates, leakage, label conflicts."""
+    from knowhow.commands import data as command
+    from knowhow.commands.output import Output
+
+    command.inspect(data, sets or [], Output(json, quiet))
+
+
+@app.command(name="eval")
+def evaluate(model: Model, data: Data, sets: DataSets = None, runs: Runs = RUNS, json: Json = False, quiet: Quiet = False) -> None:
+    """Measure a specialist on other data, with intervals."""
+    from knowhow.commands import models as command
+    from knowhow.commands.output import Output
+
+    command.evaluate(model, data, sets or [], runs, Output(json, quiet))
+
+
+@app.command()
+def predict(
+    model: Model,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Rows to answer (the formats of `build`).")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSONL to write; left out: FILE's name with .predictions.jsonl. A torn one is gone on with.")
+    ] = None,
+    sets: DataSets = None,
+    runs: Runs = RUNS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer every row of a file; goes on where it was stopped."""
+    from knowhow.commands import models as command
+    from knowhow.commands.output import Output
+
+    command.predict(model, file, out, command.Reading(sets or [], runs), Output(json, quiet))
+
+
+@app.command()
+def ask(
+    model: Model,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to answer; `-` reads it from stdin.")],
+    runs: Runs = RUNS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer one text."""
+    from knowhow.commands import models as command
+    from knowhow.commands.output import Output
+
+    command.ask(model, text, runs, Output(json, quiet))
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],
+    runs: Runs = RUNS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare two runs: what was asked, what came of it."""
+    from knowhow.commands import runs as command
+    from knowhow.commands.output import Output
+
+    command.diff(first, second, runs, Output(json, quiet))
+
+
+@runs_app.command("ls")
+def runs_ls(runs: Runs = RUNS, json: Json = False, quiet: Quiet = False) -> None:
+    """List the runs, oldest first."""
+    from knowhow.commands import runs as command
+    from knowhow.commands.output import Output
+
+    command.ls(runs, Output(json, quiet))
+
+
+@runs_app.command("rm")
+def runs_rm(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs.")],
+    runs: Runs = RUNS,
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove runs."""
+    from knowhow.commands import runs as command
+    from knowhow.commands.output import Output
+
+    command.rm(names, runs, yes, Output(json, quiet))
+
+
+@runs_app.command("gc")
+def runs_gc(runs: Runs = RUNS, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
+    """Remove what finished runs no longer need."""
+    from knowhow.commands import runs as command
+    from knowhow.commands.output import Output
+
+    command.gc(runs, yes, Output(json, quiet))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")], runs: Runs = RUNS, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Write the report of a run anew and name its path."""
+    from knowhow.commands import runs as command
+    from knowhow.commands.output import Output
+
+    command.report(run, runs, Output(json, quiet))
+
+
+@app.command()
+def doctor(json: Json = False, quiet: Quiet = False) -> None:
+    """Look at this machine: speed, memory, disk, what is missing."""
+    from knowhow.commands import doctor as command
+    from knowhow.commands.output import Output
+
+    command.doctor(Output(json, quiet))
+
+
+@app.command()
+def pretrain(
+    recipe: RecipePath,
+    sets: Sets = None,
+    resume: Annotated[bool, typer.Option("--resume", envvar="KNOWHOW_RESUME", help="Go on with the run of this recipe.")] = False,
+    runs: Runs = RUNS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a small base model from text."""
+    from knowhow.commands import build as command
+    from knowhow.commands.output import Output
+
+    command.pretrain(recipe, sets or [], command.How(resume=resume, start=None, runs=runs, yes=True), Output(json, quiet))
+
+
+@app.command()
+def schema(json: Json = False, quiet: Quiet = False) -> None:
+    """Print the JSON Schema of recipes: every key and its values."""
+    from knowhow.commands import recipes as command
+    from knowhow.commands.output import Output
+
+    command.schema(Output(json, quiet))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns its exit code. Every failure leaves as one screen, or with --json as one JSON line."""
+    from knowhow.commands.failures import guarded
+
+    return guarded(app, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
