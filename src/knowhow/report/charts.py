@@ -1,0 +1,130 @@
+"""Charts as data: Vega-Lite specs. Colours are CSS variables, so one spec serves light, dark and paper; widths follow the page.
+
+Rows hold plain numbers; their strings pass `clean_rows` on the way in. Configuration that all charts share lives in page.js.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from knowhow.report.text import clean_rows
+
+ACCENT, OTHER, INK, QUIET, LINE, PAPER, WARN = (f"var(--{name})" for name in ("accent", "other", "ink", "ink-3", "line", "paper", "warn"))
+Row = Mapping[str, Any]
+Layer = alt.Chart | alt.LayerChart
+ROW_HEIGHT = 40
+
+
+def spec(layers: Sequence[Layer], height: int) -> dict[str, Any]:
+    """Layers as one chart that fills the width of its place and is `height` pixels high."""
+    made = alt.layer(*layers).properties(width="container", height=height).to_dict()
+    made.pop("config", None)
+    return made
+
+
+def data(rows: Sequence[Row]) -> alt.Data:
+    return alt.Data(values=clean_rows(rows))
+
+
+def linear(values: Sequence[float], *, pad: float = 0.08, floor: float | None = None, ceiling: float | None = None) -> alt.Scale:
+    """A linear scale round all values, with room for labels at both ends."""
+    low, high = min(values), max(values)
+    room = (high - low or abs(high) or 1.0) * pad
+    ends = [low - room, high + room]
+    return alt.Scale(domain=[ends[0] if floor is None else max(ends[0], floor), ends[1] if ceiling is None else min(ends[1], ceiling)], nice=False, zero=False)
+
+
+def rows_axis(rows: Sequence[Row], limit: int = 220) -> alt.Y:
+    """One band per row, in the order given."""
+    order = list(dict.fromkeys(row["name"] for row in clean_rows(rows)))
+    return alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=limit, domain=False, ticks=False, grid=False, labelPadding=10))
+
+
+def mark_line(at: float, label: str) -> list[Layer]:
+    """A dashed vertical reference line with its name above the plot."""
+    base = alt.Chart(data([{"at": at, "label": label}])).encode(x="at:Q")
+    rule = base.mark_rule(strokeDash=[4, 4], strokeWidth=1.2, color=QUIET)
+    return [rule, base.mark_text(y=-7, fontSize=11, color=QUIET).encode(text="label:N", y=alt.value(-7))]
+
+
+def forest(rows: Sequence[Row], title: str, *, reference: tuple[float, str] | None = None) -> dict[str, Any]:
+    """Point and interval per row {name, value, low, high, short, label, colour}; `reference` is a dashed line (where, what)."""
+    values = [float(row[key]) for row in rows for key in ("low", "high", "value")] + ([reference[0]] if reference else [])
+    scale = linear(values, pad=0.12)
+    x = alt.X("value:Q", scale=scale, title=title)
+    base = alt.Chart(data(rows)).encode(y=rows_axis(rows), tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("label:N", title=title)])
+    colour = alt.Color("colour:N", scale=None)
+    layers: list[Layer] = mark_line(*reference) if reference else []
+    layers += [
+        base.mark_rule(strokeWidth=3, strokeCap="round").encode(x=alt.X("low:Q", scale=scale, title=title), x2="high:Q", color=colour),
+        base.mark_circle(size=120, opacity=1).encode(x=x, color=colour),
+        base.mark_text(dy=-14, fontSize=12.5, color=INK).encode(x=x, text="short:N"),
+    ]
+    return spec(layers, ROW_HEIGHT * len(rows) + 10)
+
+
+def grouped(rows: Sequence[Row], title: str) -> dict[str, Any]:
+    """Several models on each row {name, model, value, low, high, label, colour}: points with intervals, one under the other."""
+    models = list(dict.fromkeys(row["model"] for row in clean_rows(rows)))
+    scale = linear([float(row[key]) for row in rows for key in ("low", "high", "value")])
+    offset = alt.YOffset("model:N", sort=models, scale=alt.Scale(paddingOuter=0.6))
+    tooltip = [alt.Tooltip("name:N", title=" "), alt.Tooltip("model:N", title="model"), alt.Tooltip("label:N", title=title)]
+    base = alt.Chart(data(rows)).encode(y=rows_axis(rows), yOffset=offset, color=alt.Color("colour:N", scale=None), tooltip=tooltip)
+    layers: list[Layer] = [
+        base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x=alt.X("low:Q", scale=scale, title=title), x2="high:Q"),
+        base.mark_circle(size=80, opacity=1).encode(x=alt.X("value:Q", scale=scale, title=title)),
+    ]
+    height = (18 * len(models) + 16) * len({row["name"] for row in rows})
+    return spec(layers, height)
+
+
+def bars(rows: Sequence[Row], title: str, *, ticks: Sequence[Row] = (), zero_one: bool = False, height: int = 28) -> dict[str, Any]:
+    """Horizontal bars {name, value, label, low?, high?, colour}; `ticks` {name, value, label} mark another model on the same rows."""
+    top = max([float(row.get("high") or row["value"]) for row in rows] + [float(tick["value"]) for tick in ticks] + [1e-12])
+    x = alt.X("value:Q", scale=alt.Scale(domain=[0, 1 if zero_one else top * 1.15], nice=False), title=title)
+    y = rows_axis(rows, 180)
+    base = alt.Chart(data(rows)).encode(y=y, tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("label:N", title=title)])
+    layers: list[Layer] = [base.mark_bar(cornerRadiusEnd=3, height={"band": 0.62}).encode(x=x, color=alt.Color("colour:N", scale=None))]
+    if any(row.get("low") is not None for row in rows):
+        layers.append(base.mark_rule(strokeWidth=1.6, color=INK).encode(x="low:Q", x2="high:Q"))
+    else:
+        layers.append(base.mark_text(align="left", dx=6, fontSize=11.5, color=INK).encode(x=x, text="label:N"))
+    if ticks:
+        marks = alt.Chart(data(ticks)).mark_tick(thickness=3, color=WARN, size=height * 0.74)
+        layers.append(marks.encode(y=y, x=x, tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("label:N", title="baseline")]))
+    return spec(layers, height * len(rows) + 6)
+
+
+def stacked(rows: Sequence[Row], title: str, height: int = 30) -> dict[str, Any]:
+    """Bars made of parts {name, part, value, label, colour, order}, each row its own sum of 1."""
+    x = alt.X("value:Q", stack="normalize", title=title, axis=alt.Axis(format="%", grid=False))
+    tooltip = [alt.Tooltip("name:N", title=" "), alt.Tooltip("part:N", title="class"), alt.Tooltip("label:N", title="rows")]
+    chart = alt.Chart(data(rows)).mark_bar(stroke=PAPER, strokeWidth=1, height={"band": 0.7})
+    names = len({row["name"] for row in rows})
+    return spec([chart.encode(x=x, y=rows_axis(rows), color=alt.Color("colour:N", scale=None), order="order:Q", tooltip=tooltip)], height * names + 6)
+
+
+def heatmap(labels: Sequence[str], matrix: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Confusion matrix: each row is a true class, shade is the share of that row; counts are written in while they fit."""
+    cells = []
+    for gold, counts in zip(labels, matrix):
+        total = sum(counts) or 1.0
+        for guess, n in zip(labels, counts):
+            share = n / total
+            cells.append(
+                {"gold": gold, "guess": guess, "n": n, "share": share, "label": f"{n:,.0f}" if n else "", "text": f"{n:,.0f} ({share:.0%} of the row)"}
+            )
+    order = [row["gold"] for row in clean_rows([{"gold": label} for label in labels])]
+    axis = {"domain": False, "ticks": False, "grid": False, "labelLimit": 150}
+    x = alt.X("guess:N", sort=order, title="predicted", axis=alt.Axis(orient="top", labelAngle=-38, labelAlign="left", **axis))
+    base = alt.Chart(data(cells)).encode(x=x, y=alt.Y("gold:N", sort=order, title="true", axis=alt.Axis(**axis)))
+    tooltip = [alt.Tooltip("gold:N", title="true"), alt.Tooltip("guess:N", title="predicted"), alt.Tooltip("text:N", title="rows")]
+    shade = alt.FillOpacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.04, 1]), legend=None)
+    layers: list[Layer] = [base.mark_rect(fill=ACCENT, stroke=PAPER, strokeWidth=2, cornerRadius=3).encode(fillOpacity=shade, tooltip=tooltip)]
+    if len(labels) <= 14:
+        ink = alt.condition("datum.share > 0.5", alt.value(PAPER), alt.value(INK))
+        layers.append(base.mark_text(fontSize=11.5).encode(text="label:N", color=ink))
+    return spec(layers, max(120, (34 if len(labels) <= 14 else 18) * len(labels)))

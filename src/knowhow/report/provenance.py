@@ -1,0 +1,78 @@
+"""Where it all came from: the packaged folder, digests, seeds, versions; and the tables that later stages fill (findings, predictions)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from knowhow.report.numbers import decimal, items, number, part, plural, span
+from knowhow.report.parts import Section, Table
+from knowhow.report.read import Run
+from knowhow.report.text import clean
+
+
+def explanation(run: Run) -> Section:
+    """Claims about where the skill lives, each with its control and verdict."""
+    rows = [row for row in run.files["findings"] if isinstance(row, Mapping)]
+    cells = tuple(
+        (
+            clean(row.get("claim", ""), 300),
+            clean(row.get("method", ""), 60),
+            decimal(number(row, "effect")),
+            span(number(row, "interval", "low"), number(row, "interval", "high")),
+            decimal(number(row, "control")),
+            clean(row.get("verdict", ""), 20),
+        )
+        for row in rows[:100]
+    )
+    columns = ("claim", "method", "effect", "95% interval", "control", "verdict")
+    return Section(tables=(Table("Findings", columns, cells, frozenset({2, 3, 4})),)) if cells else Section(missing="explain/findings.json is empty")
+
+
+def predictions(run: Run) -> Section:
+    """What was predicted before anything changed, beside what was measured."""
+    rows = [row for row in run.files["predictions"] if isinstance(row, Mapping)]
+    cells = tuple(
+        (
+            clean(row.get("law", ""), 60),
+            clean(row.get("quantity", ""), 80),
+            clean(row.get("site", ""), 60),
+            decimal(number(row, "value")),
+            span(number(row, "low"), number(row, "high")),
+            decimal(number(row, "measured")),
+            clean(row.get("verdict", ""), 20),
+        )
+        for row in rows[:200]
+    )
+    columns = ("law", "quantity", "site", "predicted", "interval", "measured", "verdict")
+    return Section(tables=(Table("Predictions", columns, cells, frozenset({3, 4, 5})),)) if cells else Section(missing="verify/predictions.json is empty")
+
+
+def specialist(run: Run) -> Section:
+    """The packaged folder: limits, licence, digest, files."""
+    manifest = run.get("package")
+    files = part(manifest, "files")
+    limits = tuple(clean(limit, 600) for limit in items(manifest, "limits"))
+    listed = Table("Files and their sha256", ("file", "sha256"), tuple((clean(name, 120), clean(value, 80)) for name, value in list(files.items())[:100]))
+    lead = f"{plural(len(files), 'file')}, each with its digest." + (" What to know before using it:" if limits else "")
+    return Section(lead=lead, notes=limits, tables=(_pairs("The folder", manifest, ("name", "licence", "parent", "digest")), listed))
+
+
+def provenance(run: Run) -> Section:
+    """Run, seeds, stage seals, versions, machine."""
+    about, measured = run.get("run"), run.get("measured")
+    stages = part(about, "stages")
+    seals = tuple((clean(name, 40), clean(stage.get("digest", "") if isinstance(stage, Mapping) else stage, 80)) for name, stage in stages.items())
+    tables = [_pairs("The run", about, ("id", "name", "knowhow", "recipe_sha256", "seed")), Table("Seals of the stages", ("stage", "sha256"), seals)]
+    tables += [_pairs(caption, part(measured, key), tuple(part(measured, key))[:60]) for key, caption in (("versions", "Versions"), ("machine", "Machine"))]
+    return Section(tables=tuple(tables))
+
+
+def _pairs(caption: str, values: Mapping[str, Any], keys: tuple[str, ...]) -> Table:
+    """Named values that are there, as rows of two cells."""
+    rows = tuple((clean(key.replace("_", " "), 60), _plain(values[key])) for key in keys if values.get(key) not in (None, ""))
+    return Table(caption, ("", ""), rows)
+
+
+def _plain(value: Any) -> str:
+    return clean(", ".join(str(item) for item in value) if isinstance(value, list) else value, 200)
