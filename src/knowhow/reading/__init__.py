@@ -4,6 +4,6 @@ Flow: text (values that remember their lines) → overrides (environment, then `
 """
 
 from knowhow.reading.paths import data_folder, locate, located
-from knowhow.reading.recipes import LANGUAGE_SERVER, SCHEMA_URL, dump, migrate, read, schema
+from knowhow.reading.recipes import SCHEMA_FILE, dump, migrate, read, schema
 
-__all__ = ["LANGUAGE_SERVER", "SCHEMA_URL", "data_folder", "dump", "locate", "located", "migrate", "read", "schema"]
+__all__ = ["SCHEMA_FILE", "data_folder", "dump", "locate", "located", "migrate", "read", "schema"]

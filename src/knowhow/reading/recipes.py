@@ -17,8 +17,8 @@ from knowhow.reading import paths, problems
 from knowhow.reading.text import Document, Key, parse_file
 from knowhow.recipe import SCHEMA_VERSION, PretrainRecipe, Recipe
 
-SCHEMA_URL = "https://raw.githubusercontent.com/knowhow/knowhow/main/docs/recipe.schema.json"
-LANGUAGE_SERVER = "# yaml-language-server: $schema={url}\n"
+SCHEMA_ID = f"urn:knowhow:recipe:{SCHEMA_VERSION}"
+SCHEMA_FILE = "recipe.schema.json"
 
 MOVED_FROM_0: dict[str, Key] = {"model": ("base", "model"), "epochs": ("adapt", 0, "epochs")}
 """What version 0 (without a `schema_version`) kept at the top level."""
@@ -74,7 +74,7 @@ def schema() -> dict[str, Any]:
     shared = specialist.pop("$defs") | base.pop("$defs")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": SCHEMA_URL,
+        "$id": SCHEMA_ID,
         "title": "knowhow recipe",
         "type": "object",
         "if": {"required": ["corpora"]},
