@@ -118,7 +118,7 @@ def existing_parent(path: Path) -> Path:
 
 def _last_byte(file: Any) -> bytes:
     file.seek(-1, os.SEEK_END)
-    return file.read(1)
+    return bytes(file.read(1))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -38,11 +38,7 @@ def locate(value: str, root: Path, environ: Mapping[str, str] | None = None) -> 
 
     `root`: the recipe's folder. Raises UsageError when the path needs KNOWHOW_DATA and there is none."""
     if _VARIABLE.match(value):
-        folder = data_folder(environ)
-        if folder is None:
-            fix = "export KNOWHOW_DATA=/path/to/data"
-            raise UsageError(f"{value!r}, but KNOWHOW_DATA is not set", allowed="KNOWHOW_DATA: the folder that holds the data", fix=fix)
-        return str(Path(os.path.normpath(folder / _VARIABLE.sub("", value))))
+        return _in_data_folder(value, environ)
     path = Path(value).expanduser()
     if path.is_absolute():
         return str(path)
@@ -53,6 +49,11 @@ def locate(value: str, root: Path, environ: Mapping[str, str] | None = None) -> 
 def located(recipe: AnyRecipe, root: Path, environ: Mapping[str, str] | None = None) -> AnyRecipe:
     """The recipe with every path absolute."""
     return _mapped(recipe, lambda value: locate(value, root, environ))
+
+
+def expanded(recipe: AnyRecipe, environ: Mapping[str, str] | None = None) -> AnyRecipe:
+    """The recipe with $KNOWHOW_DATA filled in; paths that are relative to the recipe stay relative."""
+    return _mapped(recipe, lambda value: _in_data_folder(value, environ) if _VARIABLE.match(value) else value)
 
 
 def missing(recipe: Recipe | PretrainRecipe, root: Path, environ: Mapping[str, str] | None = None) -> tuple[Key, UsageError] | None:
@@ -67,6 +68,14 @@ def missing(recipe: Recipe | PretrainRecipe, root: Path, environ: Mapping[str, s
             got = f"`{'.'.join(map(str, key))}`: nothing at {found}"
             return key, UsageError(got, allowed="a file or folder that is there", fix=_similar(Path(found), relative))
     return None
+
+
+def _in_data_folder(value: str, environ: Mapping[str, str] | None) -> str:
+    folder = data_folder(environ)
+    if folder is None:
+        fix = "export KNOWHOW_DATA=/path/to/data"
+        raise UsageError(f"{value!r}, but KNOWHOW_DATA is not set", allowed="KNOWHOW_DATA: the folder that holds the data", fix=fix)
+    return os.path.normpath(folder / _VARIABLE.sub("", value))
 
 
 def _looks_like_path(value: str) -> bool:

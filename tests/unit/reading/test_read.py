@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from knowhow.errors import UsageError
-from knowhow.reading import data_folder, dump, locate, located, migrate, read, schema
+from knowhow.reading import data_folder, dump, expanded, locate, located, migrate, read, schema
 from knowhow.reading.text import parse
 from knowhow.recipe import PretrainRecipe, Recipe
 
@@ -25,7 +25,7 @@ adapt:
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     (tmp_path / "rows.csv").write_text("text,label\n")
     path = tmp_path / "demo.yaml"
@@ -191,6 +191,9 @@ def test_paths(recipe: Path, tmp_path: Path) -> None:
     found = specialist(recipe)
     assert found.data.train == "rows.csv", "a recipe keeps its paths as written"
     assert located(found, tmp_path).data.train == str(tmp_path / "rows.csv")
+    assert expanded(found).data.train == "rows.csv"
+    inside = found.model_copy(update={"data": found.data.model_copy(update={"train": "$KNOWHOW_DATA/a.csv"})})
+    assert expanded(inside, environ).data.train == str(tmp_path / "data" / "a.csv")
 
 
 def test_unset_data_folder_is_named(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,91 @@
+"""`knowhow build` and `knowhow pretrain`: read the recipe, say what it will take, run it, say what came of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from knowhow import reading
+from knowhow.commands.output import Output
+from knowhow.errors import UsageError
+from knowhow.files import canonical, digest
+from knowhow.progress import duration
+from knowhow.recipe import PretrainRecipe, Recipe
+
+ASK_ABOVE_MINUTES = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a recipe is to be built. `start`: a specialist to start from; `yes`: ask nothing."""
+
+    resume: bool
+    start: Path | None
+    runs: Path
+    yes: bool
+
+
+def build(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
+    recipe = reading.read(path, sets)
+    if not isinstance(recipe, Recipe):
+        raise UsageError("a recipe for a base model (it has `corpora`)", allowed="a recipe with `data`", fix=f"knowhow pretrain {path}", where=str(path))
+    root = path.absolute().parent
+    here = reading.located(recipe, root)
+    allow_network(here.base.model, *filter(None, (here.data.train, here.data.valid, here.data.test)))
+    record = _foresee(here, how, output)
+    from knowhow import run
+
+    with output.progress() as progress:
+        result = run.build(reading.expanded(recipe), runs=how.runs, resume=how.resume, start_from=how.start, progress=progress, root=root)
+    _tell(result, record, output)
+
+
+def pretrain(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
+    recipe = reading.read(path, sets)
+    if not isinstance(recipe, PretrainRecipe):
+        raise UsageError("a recipe for a specialist (it has no `corpora`)", allowed="a recipe with `corpora`", fix=f"knowhow build {path}", where=str(path))
+    root = path.absolute().parent
+    folder = how.runs / f"{recipe.name}-{digest(canonical(recipe.model_dump(mode='json')))[:8]}"
+    if folder.exists() and not how.resume:
+        raise UsageError(f"{folder} is there already", fix="add --resume to go on with it, or remove it first", where=str(folder))
+    from knowhow import pretrain as work
+
+    with output.progress() as progress:
+        model = work.pretrain(reading.expanded(recipe), run=folder, root=root, progress=progress)
+    output.result({"event": "done", "model": str(model), "run": str(folder)}, f"model  {model}")
+
+
+def allow_network(*sources: str) -> None:
+    """The hub is asked only when the user named a hub id: everything else stays offline. Call it before the hub's client is imported."""
+    named = [source for source in sources if "/" in source and not Path(source).is_absolute()]
+    if not named:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+
+def _foresee(recipe: Recipe, how: How, output: Output) -> Mapping[str, Any]:
+    """Says what the build will take; stops it when machine or budget have less."""
+    from knowhow import estimate
+    from knowhow.commands import sizing
+
+    found, machine, record = sizing.foresee(recipe, how.runs)
+    output.row({"event": "estimate", **record})
+    rows = f"{record['rows']:,} rows to train on, {record['held_out']:,} to measure on, about {record['tokens_per_row']:.0f} tokens each"
+    output.note(f"{recipe.name}: {record['parameters'] / 1e6:.1f} M parameters, {rows}")
+    output.note(f"estimate: {duration(60 * found.total_minutes)}, {found.memory_gb:.1f} GB of memory, {found.disk_gb:.2f} GB of disk")
+    output.note(f"licences: base {record['licences']['base']}, data {record['licences']['data']}: {record['licences']['note']}")
+    estimate.hold_against(found, machine, recipe.budget)
+    if found.total_minutes > ASK_ABOVE_MINUTES and not how.yes and not output.as_json and sys.stdin.isatty():
+        typer.confirm("go on?", default=True, abort=True, err=True)
+    return record
+
+
+def _tell(result: Any, record: Mapping[str, Any], output: Output) -> None:
+    """The table of baselines and specialist, where things are, and what to try next."""
+    raise UsageError("not yet")
