@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from knowhow.errors import SafetyError, UsageError
@@ -93,6 +94,9 @@ def _tokenizer(folder: Path) -> Any:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if any(token.lstrip and not token.special for token in tokenizer.added_tokens_decoder.values()) and (folder / "tokenizer.json").is_file():
+        # Some families' classes build their decoder anew and lose the one that puts the space before an added word back.
+        tokenizer.backend_tokenizer.decoder = Tokenizer.from_file(str(folder / "tokenizer.json")).decoder
     return tokenizer
 
 
