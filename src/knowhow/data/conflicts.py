@@ -5,6 +5,7 @@ Shapes: N rows, U inputs, C labels. A row's weight counts copies of it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,11 +32,16 @@ def answers(examples: Sequence[Example]) -> Answers:
     for row, example in enumerate(examples):
         answer = example.label
         if answer is None and example.completions:
-            answer = ("text", example.completions[0].text)
+            answer = _short(example.completions[0].text)
         codes[row] = -1 if answer is None else known.setdefault(answer, len(known))
         weights[row] = example.weight
         values[row] = answer if isinstance(answer, float | int) else np.nan
     return Answers(tuple(known), codes, weights, values)
+
+
+def _short(text: str) -> str:
+    """A name for a long answer, so that a million of them are not held: its beginning and its digest."""
+    return text if len(text) <= 120 else f"{text[:100]}… {hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}"
 
 
 def conflicts(inputs: np.ndarray, given: Answers, task: Task) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from knowhow.data.shingles import SKETCH, Sketches, mix, normalise, sketch
+from knowhow.data.shingles import SKETCH, Sketches, mix, normalise, ranges, sketch
 
 PERMUTATIONS = 96
 _RECALL = 0.99
@@ -25,7 +25,7 @@ _ALL_PAIRS = 8
 
 def exact(texts: Iterable[str]) -> np.ndarray:
     """N cluster numbers, dense from 0 in order of first occurrence: the same after `normalise` (64-bit digests)."""
-    return _dense(digests(texts))
+    return dense(digests(texts))
 
 
 def digests(texts: Iterable[str]) -> np.ndarray:
@@ -48,7 +48,7 @@ def exact_and_near(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `exact` and `clusters` return, in one reading."""
     codes, sketches = _read(texts, threshold, permutations, seed, seen)
-    parent = _dense(codes)
+    parent = dense(codes)
     first = np.unique(parent, return_index=True)[1]
     count = len(first)
     links = [np.zeros((2, 0), np.int64)]
@@ -58,19 +58,19 @@ def exact_and_near(
         links += [owner[linked] for linked in part.joined(threshold)]
     left, right = np.concatenate(links, axis=1)
     labels = connected_components(coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(count, count)), directed=False)[1]
-    return parent, _dense(labels[parent])
+    return parent, dense(labels[parent])
 
 
-def near_pairs(texts: Iterable[str], *, threshold: float = 0.8, permutations: int = PERMUTATIONS, seed: int = 0) -> np.ndarray:
-    """P×2 rows (left < right, sorted) of exact or near duplicates, every pair within a bucket looked at: for thousands of texts, not for millions."""
+def near_pairs(texts: Iterable[str], *, threshold: float = 0.8, permutations: int = PERMUTATIONS, seed: int = 0, first: int = 0) -> np.ndarray:
+    """P×2 rows (left < right, right ≥ `first`, sorted) of exact or near duplicates. Every pair within a bucket is looked at: for comparing
+    thousands of new texts (from row `first` on) with each other and with known ones, not for a million."""
     codes, sketches = _read(texts, threshold, permutations, seed, None)
-    found = [_bucket_pairs(codes, limit=len(codes))]
+    found = [_bucket_pairs(codes, limit=len(codes), first=first)]
     for part in sketches:
-        for band in part.bands.T:
-            pairs = _bucket_pairs(band, limit=len(band))
-            found += [part.rows[chunk[part.similarity(chunk) >= threshold]] for chunk in _chunks(pairs)]
-    pairs = np.sort(np.concatenate(found), axis=1)
-    return np.unique(pairs, axis=0).astype(np.int64)
+        begin = int(np.searchsorted(part.rows, first))
+        every = np.concatenate([np.zeros((0, 2), np.int64), *(_bucket_pairs(band, limit=len(band), first=begin) for band in part.bands.T)])
+        found += [part.rows[chunk[part.similarity(chunk) >= threshold]] for chunk in _chunks(np.unique(every, axis=0))]
+    return np.unique(np.concatenate(found), axis=0)
 
 
 @dataclass(frozen=True)
@@ -164,21 +164,20 @@ def _assembled(parts: list[tuple[Sketches, np.ndarray]], count: int) -> _Part:
     return _Part(rows, matrix, bands)
 
 
-def _bucket_pairs(keys: np.ndarray, *, limit: int) -> np.ndarray:
-    """P×2 positions with equal keys: every pair of a bucket of up to `limit`, else each with the bucket's first and with the one before it."""
+def _bucket_pairs(keys: np.ndarray, *, limit: int, first: int = 0) -> np.ndarray:
+    """P×2 positions (left < right, right ≥ `first`) with equal keys: every pair of a bucket of up to `limit`, else each with the bucket's first and with
+    the one before it."""
     order = np.argsort(keys, kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
-    starts = np.flatnonzero(np.concatenate([[True], ~same])) if len(keys) else np.zeros(0, np.int64)
+    starts = np.flatnonzero(np.concatenate([[True], keys[order[1:]] != keys[order[:-1]]])[: len(keys)])
     sizes = np.diff(np.concatenate([starts, [len(keys)]]))
     place = np.arange(len(keys)) - np.repeat(starts, sizes)
-    size_of = np.repeat(sizes, sizes)
-    found = []
-    for gap in range(1, min(limit, int(sizes.max(initial=1))) if len(keys) else 1):
-        right = np.flatnonzero((place >= gap) & ((size_of <= limit) | (gap == 1)))
-        found.append(np.stack([order[right - gap], order[right]], axis=1))
-    crowded = np.flatnonzero((size_of > limit) & (place > 1))
-    found.append(np.stack([order[crowded - place[crowded]], order[crowded]], axis=1))
-    return np.concatenate(found)
+    right = np.flatnonzero((place > 0) & (order >= first))
+    small = np.repeat(sizes, sizes)[right] <= limit
+    counts = np.where(small, place[right], 1)
+    left = ranges(right - counts, counts)
+    crowded = right[~small & (place[right] > 1)]
+    pairs = ((left, np.repeat(right, counts)), (crowded - place[crowded], crowded))
+    return np.concatenate([np.stack([order[one], order[other]], axis=1) for one, other in pairs])
 
 
 def _chunks(pairs: np.ndarray) -> Iterator[np.ndarray]:
@@ -203,7 +202,7 @@ def _digest(normalised: str) -> bytes:
     return hashlib.blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def _dense(keys: np.ndarray) -> np.ndarray:
+def dense(keys: np.ndarray) -> np.ndarray:
     """Equal keys → equal numbers, dense from 0 in order of first occurrence."""
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)

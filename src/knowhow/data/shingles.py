@@ -66,7 +66,7 @@ def _letters(points: np.ndarray, starts: np.ndarray, chosen: np.ndarray, first_r
     windows = mix(_rolled(points.astype(np.uint64), LETTERS))
     lengths = np.diff(starts)[chosen]
     counts = np.maximum(lengths - LETTERS + 1, 1)
-    index = _ranges(starts[chosen], counts)
+    index = ranges(starts[chosen], counts)
     whole = lengths < LETTERS
     hashes = windows[np.minimum(index, len(windows) - 1)] if len(windows) else np.zeros(len(index), np.uint64)
     if whole.any():
@@ -87,7 +87,7 @@ def _words(points: np.ndarray, spaces: np.ndarray, starts: np.ndarray, chosen: n
     first = np.searchsorted(begins, starts[chosen])
     after = np.searchsorted(begins, starts[chosen + 1])
     counts = after - first - WORDS + 1
-    return _kept(mix(hashed[_ranges(first, counts)]), counts, chosen + first_row)
+    return _kept(mix(hashed[ranges(first, counts)]), counts, chosen + first_row)
 
 
 def _rolled(values: np.ndarray, width: int) -> np.ndarray:
@@ -102,7 +102,7 @@ def _rolled(values: np.ndarray, width: int) -> np.ndarray:
 def _segments(values: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Hash of each values[begin:end]: the sum of mixed (value, place) pairs, so that it depends on the order."""
     lengths = ends - begins
-    index = _ranges(begins, lengths)
+    index = ranges(begins, lengths)
     place = index - np.repeat(begins, lengths)
     mixed = mix(values[index] * _MULTIPLIER + place.astype(np.uint64))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
@@ -110,7 +110,7 @@ def _segments(values: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.nd
     return sums[cuts[1:]] - sums[cuts[:-1]]
 
 
-def _ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """begin, begin+1, … (count numbers) for each begin, one after another."""
     offsets = np.repeat(np.cumsum(counts) - counts, counts)
     return np.arange(int(counts.sum())) - offsets + np.repeat(begins, counts)
