@@ -68,7 +68,8 @@ def from_teacher(
     """Up to `rows` examples (origin `teacher`) like those of `train`, asked of an OpenAI-compatible endpoint a handful at a time.
 
     Labels take turns, so that rare ones grow; a few training rows are shown each time, never held-out ones. Answers that are not the JSON asked for
-    count as invalid. Ends early when the teacher's budget is spent or its answers bring nothing new. Raises UsageError when the endpoint refuses."""
+    count as invalid. Ends early when the teacher's budget is spent, its answers bring nothing new, or it fails after some rows. Raises UsageError when it
+    fails before the first."""
     rng = np.random.Generator(np.random.PCG64(seed))
     counts: Counter[str] = Counter(dict.fromkeys(_FATES, 0))
     labels: Sequence[str | None] = task.labels or (None,)
@@ -77,7 +78,12 @@ def from_teacher(
     while len(kept) < rows and idle < max(3, len(labels)):
         label = labels[turn % len(labels)]
         turn += 1
-        answer = ask.reply(_request(task, label, _shown(train, label, rng), min(10, rows)))
+        try:
+            answer = ask.reply(_request(task, label, _shown(train, label, rng), min(10, rows)))
+        except UsageError:
+            if not kept:
+                raise
+            break
         if answer is None:
             break
         made, invalid = _rows_of(answer, task, label, turn)
