@@ -51,7 +51,7 @@ def together(curves: tuple[Curve, ...], gold: np.ndarray, predictions: Predictio
     for which in classes:
         is_positive_N = (gold == which) if gold.ndim == 1 else gold[:, which] == 1
         if is_positive_N.any() and not is_positive_N.all():
-            rankings.append(_ranking(probs_NC[:, which], is_positive_N))
+            rankings.append(ranked_by(probs_NC[:, which], is_positive_N))
 
     def statistic(weights_DN: np.ndarray) -> np.ndarray:
         total_MD, known_MD = np.zeros((2, len(curves), len(weights_DN)))
@@ -89,7 +89,8 @@ def tpr_at(fpr: float) -> Curve:
     return curve
 
 
-def _ranking(scores_N: np.ndarray, is_positive_N: np.ndarray) -> Callable[[np.ndarray], Ranked]:
+def ranked_by(scores_N: np.ndarray, is_positive_N: np.ndarray) -> Callable[[np.ndarray], Ranked]:
+    """Sort the rows once by falling score: weights DN → what each positive row has above it. There must be a positive row."""
     order_N = np.argsort(-scores_N, kind="stable")
     sorted_N = scores_N[order_N]
     positive_P = np.flatnonzero(is_positive_N[order_N])
