@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from knowhow.adapt.lm import NextToken
-from knowhow.data.batch import Windows, even_windows
+from knowhow.data.batch import Chained, Windows, even_windows
 from knowhow.data.sources import open_source
 from knowhow.domains import find_domain
 from knowhow.errors import Interrupted, UsageError
@@ -26,7 +26,7 @@ from knowhow.loop import checkpoint
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train
 from knowhow.observe.life import Life
-from knowhow.protocols import Observer, Progress
+from knowhow.protocols import Batches, Observer, Progress
 from knowhow.recipe import CorpusSpec, PretrainRecipe
 from knowhow.types import StepInfo
 
@@ -148,18 +148,7 @@ Streams = dict[str, np.ndarray]
 
 def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, valid: Streams, run: Path, progress: Progress) -> None:
     steps = recipe.tokens // recipe.batch_tokens
-    for name, stream in streams.items():
-        if len(stream) <= recipe.sequence:
-            raise UsageError(f"the corpus {name} has {len(stream)} tokens", allowed=f"more than one window of {recipe.sequence}", fix="give it more text")
-    batches = Windows(
-        list(streams.values()),
-        [recipe.corpora[name].share for name in streams],
-        recipe.sequence,
-        recipe.batch_tokens // recipe.sequence,
-        max(1, recipe.microbatch_tokens // recipe.sequence),
-        steps,
-        recipe.seed,
-    )
+    batches = _batches(recipe, streams, steps)
     optim = Optim(model, OptimSpec(recipe.lr, weight_decay=recipe.weight_decay, muon_lr=recipe.muon_lr))
     done = checkpoint.find(run / "checkpoint")
     start, seen = (int(done["step"]), int(done["tokens"])) if done else (0, 0)
@@ -167,7 +156,7 @@ def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, va
         checkpoint.restore(run / "checkpoint", model, optim)
         batches.restore(done["batches"])
     objective = NextToken("lm", backbone=torch.compile(model.model) if recipe.compile else None)
-    life = Life(steps, {name: even_windows(stream, recipe.sequence) for name, stream in valid.items()}, recipe.precision)
+    life = Life(steps, {name: even_windows(stream, recipe.long_sequence or recipe.sequence) for name, stream in valid.items()}, recipe.precision)
     factor = schedule("wsd", steps, warmup=recipe.warmup, decay=recipe.decay)
     spec = LoopSpec(steps, start, seen, clip=recipe.clip, precision=recipe.precision)
     log = _Log(run / "training.jsonl", start)
@@ -183,6 +172,24 @@ def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, va
     except KeyboardInterrupt as stop:
         raise Interrupted("stopped by the user", fix="run the same command again with --resume: it goes on at the last checkpoint") from stop
     write_json(run / "validation.json", life.validation(model))
+
+
+def _batches(recipe: PretrainRecipe, streams: Streams, steps: int) -> Batches:
+    """Windows of `sequence` tokens, and of `long_sequence` in the last steps."""
+    longest = recipe.long_sequence or recipe.sequence
+    for name, stream in streams.items():
+        if len(stream) <= longest:
+            raise UsageError(f"the corpus {name} has {len(stream)} tokens", allowed=f"more than one window of {longest}", fix="give it more text")
+    shares = [recipe.corpora[name].share for name in streams]
+
+    def windows(sequence: int, count: int, seed: int) -> Windows:
+        per_step, per_microbatch = (max(1, tokens // sequence) for tokens in (recipe.batch_tokens, recipe.microbatch_tokens))
+        return Windows(list(streams.values()), shares, sequence, per_step, per_microbatch, count, seed)
+
+    if recipe.long_sequence is None:
+        return windows(recipe.sequence, steps, recipe.seed)
+    late = max(1, round(recipe.long_share * steps))
+    return Chained(windows(recipe.sequence, steps - late, recipe.seed), windows(recipe.long_sequence, late, recipe.seed + 1), steps - late)
 
 
 def _keep_rows(path: Path, life: Life) -> None:

@@ -252,6 +252,8 @@ class PretrainRecipe(Section):
     batch_tokens: Count = 16384
     microbatch_tokens: Count = 8192
     sequence: Count = Field(512, description="tokens of one training window")
+    long_sequence: Count | None = Field(None, description="tokens of a window in the last steps (longer ones cost more: attention)")
+    long_share: Fraction = Field(0.15, description="share of the steps with long windows")
     lr: Positive = 2e-3
     muon_lr: Positive | None = Field(0.02, description="learning rate of the hidden matrices under Muon; null: AdamW for all")
     weight_decay: Amount = 0.1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +17,19 @@ from knowhow.types import Batch
 class Classify:
     """`kind` one: labels B (index) or BC (a distribution: conflicting rows of one input); many: BC 0/1; number: B.
 
-    `class_weights_C` multiplies an example's weight by that of its class (expected weight for a distribution)."""
+    `class_weights_C` multiplies an example's weight by that of its class (expected weight for a distribution);
+    `forward` may be a compiled stand-in for the model."""
 
     name: str = "classify"
     kind: Literal["one", "many", "number"] = "one"
     causal: bool = True
     smoothing: float = 0.0
     class_weights_C: torch.Tensor | None = None
+    forward: Callable[..., Any] | None = None
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         # right padding under causal attention needs no mask; encoders look both ways and do
-        logits_BC = model(input_ids=batch.tokens_BT, attention_mask=None if self.causal else batch.mask_BT.long()).logits
+        logits_BC = (self.forward or model)(input_ids=batch.tokens_BT, attention_mask=None if self.causal else batch.mask_BT.long()).logits
         weights_B = _weights(batch)
         if self.kind == "number":
             return squared_error(logits_BC[:, 0], batch.labels.float(), weights_B), {}

@@ -209,7 +209,32 @@ class Windows:
         return Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), targets_BT=block[:, 1:].contiguous())
 
 
-def even_windows(stream: np.ndarray, sequence: int, count: int = 64) -> list[Batch]:
+@dataclass
+class Chained:
+    """One stream after another: the first gives `turn` steps, the second all that follow; satisfies the Batches protocol."""
+
+    first: Windows
+    second: Windows
+    turn: int
+    index: int = 0
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        self.first.restore({"index": min(self.index, self.turn)})
+        self.second.restore({"index": max(0, self.index - self.turn)})
+        early, late = iter(self.first), iter(self.second)
+        while True:
+            self.index += 1
+            yield next(early if self.index <= self.turn else late)
+
+    def state(self) -> dict[str, int]:
+        """Where the next step will come from."""
+        return {"index": self.index}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        self.index = int(state["index"])
+
+
+def even_windows(stream: np.ndarray, sequence: int, count: int = 16) -> list[Batch]:
     """Up to `count` windows evenly spread over a stream, four to a batch."""
     starts = np.linspace(0, len(stream) - sequence - 1, min(count, max(1, len(stream) // sequence)), dtype=int)
     blocks = [torch.from_numpy(stream[start : start + sequence + 1].astype(np.int64)) for start in starts]

@@ -21,7 +21,7 @@ class Life:
 
     name = "life"
 
-    def __init__(self, steps: int, valid: Mapping[str, Sequence[Batch]], precision: Precision = "auto", looks: int = 24) -> None:
+    def __init__(self, steps: int, valid: Mapping[str, Sequence[Batch]], precision: Precision = "auto", looks: int = 20) -> None:
         spaced = {round(steps ** (k / (looks - 1))) for k in range(looks)}
         self.steps = spaced | {1, steps}
         self.valid = valid

@@ -1,0 +1,85 @@
+"""Examples to rows of an objective: which tokens, which targets, which weight. Shape letters: N rows, C classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from knowhow.data.batch import Rows, rows
+from knowhow.data.chat import sft_text
+from knowhow.errors import UsageError
+from knowhow.types import Example, Task
+
+Weights = Literal["rows", "sqrt", "distinct"]
+
+
+def reweighted(weights_N: np.ndarray, kind: Weights) -> np.ndarray:
+    """How copies count: each (`rows`), by their square root, or once."""
+    return {"rows": weights_N, "sqrt": np.sqrt(weights_N), "distinct": np.ones_like(weights_N)}[kind]
+
+
+def class_rows(examples: Sequence[Example], task: Task, tokens: Sequence[Sequence[int]], *, weights: Weights) -> Rows:
+    """Rows of a classifier or regressor: labels are an index N, a 0/1 matrix NC (many labels) or a number N. Weights have mean 1."""
+    index = {label: place for place, label in enumerate(task.labels)}
+    if task.many:
+        labels = np.zeros((len(examples), len(index)), np.float32)
+        for row, example in enumerate(examples):
+            labels[row, [index[label] for label in example.label or ()]] = 1.0
+    elif index:
+        labels = np.array([index[example.label] for example in examples], np.int64)
+    else:
+        labels = np.array([example.label for example in examples], np.float32)
+    return rows(tokens, [example.id for example in examples], labels=labels, weights=_weights(examples, weights))
+
+
+def lm_rows(examples: Sequence[Example], tokens: Sequence[Sequence[int]], end: int, *, weights: Weights) -> Rows:
+    """Every token is a target; each text ends with `end`."""
+    return rows([[*row, end] for row in tokens], [example.id for example in examples], weights=_weights(examples, weights))
+
+
+def sft_rows(
+    examples: Sequence[Example],
+    task: Task,
+    pieces: Callable[[Sequence[str]], list[list[int]]],
+    *,
+    start: Sequence[int],
+    end: int,
+    context: int,
+    weights: Weights,
+) -> Rows:
+    """Completions are targets, prompts are not; a row that is too long loses the beginning of its prompt.
+
+    Raises UsageError when a completion alone passes the context."""
+    segments = [sft_text(example, task) for example in examples]
+    flat = iter(pieces([text for row in segments for text, _ in row]))
+    tokens, marks = [], []
+    for example, row in zip(examples, segments):
+        ids, supervised = list(start), [False] * len(start)
+        for _, is_target in row:
+            piece = next(flat)
+            ids += piece
+            supervised += [is_target] * len(piece)
+        ids, supervised = [*ids, end], [*supervised, True]
+        if sum(supervised) > context - len(start) - 1:
+            got, fix = f"the answer of row {example.id} has {sum(supervised)} tokens", "shorten it, or choose a base with a longer context"
+            raise UsageError(got, allowed=f"fewer than the context of {context}", fix=fix)
+        tokens.append(list(start) + ids[len(ids) - context + len(start) :] if len(ids) > context else ids)
+        marks.append([False] * len(start) + supervised[len(supervised) - context + len(start) :] if len(ids) > context else supervised)
+    return rows(tokens, [example.id for example in examples], supervised=marks, weights=_weights(examples, weights))
+
+
+def class_weights(made: Rows, classes: int, kind: Literal["none", "sqrt", "balanced"]) -> torch.Tensor | None:
+    """Weight C of each class: the inverse of its mass (`balanced`) or of its root (`sqrt`), scaled so that the rows' mean weight stays 1."""
+    if kind == "none":
+        return None
+    mass_C = np.bincount(made.labels, made.weights, minlength=classes)
+    weight_C = np.where(mass_C > 0, mass_C, np.inf) ** (-1.0 if kind == "balanced" else -0.5)
+    return torch.from_numpy(weight_C * mass_C.sum() / (weight_C * mass_C).sum()).float()
+
+
+def _weights(examples: Sequence[Example], kind: Weights) -> np.ndarray:
+    weights_N = reweighted(np.array([example.weight for example in examples], np.float64), kind)
+    return weights_N / weights_N.mean()

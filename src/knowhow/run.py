@@ -1,0 +1,87 @@
+"""`knowhow build`: the flow on one screen. Each stage writes one folder, sealed by digest; a killed build goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from knowhow import __version__
+from knowhow.errors import GateError
+from knowhow.files import digest, digest_file, digest_folder, read_json, write_json
+from knowhow.protocols import Progress
+from knowhow.recipe import Recipe
+from knowhow.stages import adapt, base, baseline, data, evaluate, finish
+from knowhow.stages.common import Build
+from knowhow.workspace import Run, open_run
+
+STAGES: tuple[tuple[str, Callable[[Build, Path], None]], ...] = (
+    ("data", data.work),
+    ("base", base.work),
+    ("baseline", baseline.work),
+    ("adapt", adapt.work),
+    ("evaluate", evaluate.work),
+    ("package", finish.package),
+    ("report", finish.report),
+)
+SAYS = {
+    "data": ("task", "data", "base", "seed"),
+    "base": ("base", "seed"),
+    "baseline": ("evaluate", "seed"),
+    "adapt": ("adapt", "base", "seed"),
+    "evaluate": ("evaluate", "seed"),
+    "package": ("name", "description", "package"),
+    "report": (),
+}
+"""Which parts of the recipe each stage depends on; what it needs of earlier stages comes in by their digests."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """`failed`: gates of the recipe's budget that were not met, as sentences; `sha256`: digest of the specialist's folder."""
+
+    run: Run
+    specialist: Path
+    report: Path
+    sha256: str
+    failed: tuple[str, ...]
+
+
+def build(
+    recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, estimate: dict[str, Any] | None = None
+) -> RunResult:
+    """Run every stage. Raises GateError at the very end, with everything written, when a gate of the recipe's budget was not met."""
+    asked = recipe.model_dump(mode="json")
+    asked_digest = digest({"recipe": asked, "from": start_from and digest_folder(start_from)})
+    run = open_run(runs, recipe.name, asked_digest, resume=resume)
+    with run.lease():
+        write_json(run.path("recipe.json"), asked)
+        if estimate is not None:
+            write_json(run.path("estimate.json"), estimate)
+        about = {"id": run.folder.name, "name": recipe.name, "knowhow": __version__, "recipe_sha256": asked_digest, "seed": recipe.seed, "stages": {}}
+        write_json(run.path("run.json"), about)
+        at = Build(recipe, run, root, progress, start_from)
+        earlier: dict[str, str] = {}
+        for number, (name, work) in enumerate(STAGES):
+            progress(f"stage {name}", number, len(STAGES))
+            inputs = {"earlier": dict(earlier), "files": _files(at) if name == "data" else {}, **{part: asked[part] for part in SAYS[name]}}
+            earlier[name] = run.stage(name, inputs, lambda folder, work=work: work(at, folder))
+            write_json(run.path("run.json"), {**about, "stages": {stage: {"digest": value} for stage, value in earlier.items()}})
+        progress("stage report", len(STAGES), len(STAGES))
+        finish.measured(at)
+        manifest = read_json(run.path("package", "specialist", "knowhow.json"))
+        result = RunResult(run, run.path("package", "specialist"), run.path("report", "report.html"), str(manifest["digest"]), tuple(evaluate.gate(at)))
+    if result.failed:
+        raise GateError("; ".join(result.failed), fix=f"the specialist and its report are in {run.folder}", where="budget")
+    return result
+
+
+def _files(at: Build) -> dict[str, str]:
+    """Digests of the recipe's own data files: other bytes are other data."""
+    spec = at.recipe.data
+    found = {}
+    for where in (spec.train, spec.valid, spec.test):
+        if where is not None and (path := at.root / where).exists():
+            found[where] = digest_file(path) if path.is_file() else digest(digest_folder(path))
+    return found

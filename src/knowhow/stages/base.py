@@ -1,0 +1,31 @@
+"""Stage base: the guarded base, or a new parent with domain words added to its vocabulary, and what that saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from knowhow.data.chat import prompt_text
+from knowhow.files import write_json
+from knowhow.model import load, vocabulary
+from knowhow.stages.common import Build, source
+
+
+def work(build: Build, folder: Path) -> None:
+    """Leaves base.json (where it came from, its digest) and, with an extension, model/ and vocabulary.json."""
+    spec = build.recipe.base
+    where = str(build.start_from or source(build.recipe, build.root))
+    base = load.load(where, revision=spec.revision, seed=build.recipe.seed)
+    about = {"source": spec.model if build.start_from is None else build.start_from.name, "revision": base.ref.revision, "sha256": base.ref.sha256}
+    about |= {"kind": base.kind, "context": base.context, "parameters": sum(p.numel() for p in base.model.parameters())}
+    if spec.vocabulary.extend and build.start_from is None:
+        texts = [prompt_text(example, build.task) for example in build.rows("train")]
+        words = vocabulary.propose(
+            texts, base.tokenizer, pattern=spec.vocabulary.pattern, min_count=spec.vocabulary.min_count, max_new=spec.vocabulary.max_new
+        )
+        if words:
+            extended = vocabulary.extend(base, words)
+            price = vocabulary.price(texts, base.tokenizer, extended.tokenizer)
+            write_json(folder / "vocabulary.json", {"words": len(words), "new_words": words, **price})
+            ref = load.save(extended, folder / "model")
+            about |= {"parent": base.ref.sha256, "sha256": ref.sha256}
+    write_json(folder / "base.json", about)

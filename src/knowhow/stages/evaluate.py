@@ -1,0 +1,181 @@
+"""Stage evaluate: the specialist against every baseline, calibrated on validation only; what it forgot, remembers and costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from knowhow.data.chat import prompt_text
+from knowhow.evaluate import calibration, forgetting, memorisation
+from knowhow.evaluate.gold import answer_kind, gold_of, input_key, numbered
+from knowhow.evaluate.labels import correct_rows, predicted
+from knowhow.evaluate.suite import Options, evaluate, standard_slices
+from knowhow.files import append_jsonl, read_json, write_json
+from knowhow.model import infer, load
+from knowhow.stages.common import Build, answers, context, encode, load_predictions, save_predictions
+from knowhow.types import EvalResult, Example, Predictions, Task
+
+SAMPLES = 60
+TIMED_ROWS = 64
+MEMBERSHIP_ROWS = 1000
+
+
+def work(build: Build, folder: Path) -> None:
+    """Leaves results.json, calibration.json, confusion.json, forgetting.json, memorisation.json, samples.jsonl and predictions."""
+    task, spec = build.task, build.recipe.base
+    loaded = specialist(build)
+    valid, test = build.rows("valid"), build.rows("test")
+    given = {part: answers(loaded, rows, task, spec, name="specialist", progress=build.progress) for part, rows in (("valid", valid), ("test", test))}
+    answer = given["test"]
+    if task.classes:
+        fitted = calibration.fit(given["valid"], valid, task, risk=build.recipe.evaluate.risk)
+        write_json(folder / "calibration.json", {**fitted, "report": calibration.report(given["test"], test, task, fitted)})
+        answer = calibration.apply(given["test"], fitted, task)
+        write_json(folder / "confusion.json", confusion(answer, test, task))
+    save_predictions(folder / "predictions" / "test", answer)
+    save_predictions(folder / "predictions" / "valid", given["valid"])
+    write_json(folder / "results.json", results(build, answer, test))
+    write_samples(folder / "samples.jsonl", answer, test, task)
+    if build.recipe.evaluate.forgetting and loaded.kind == "causal":
+        write_json(folder / "forgetting.json", forgotten(build))
+    if build.recipe.evaluate.memorisation:
+        write_json(folder / "memorisation.json", remembered(build, loaded))
+    build.run.measure(**cost(build, loaded, test))
+
+
+def specialist(build: Build) -> load.Loaded:
+    """The model that the last phase left."""
+    task, last = build.task, len(build.recipe.adapt) - 1
+    folder = str(build.run.path("adapt", f"phase-{last}", "model"))
+    if build.recipe.adapt[-1].objective != "classify":
+        return load.load(folder, head="lm")
+    return load.load(folder, head="classifier", labels=task.labels, many=task.many) if task.classes else load.load(folder, head="regressor")
+
+
+def results(build: Build, answer: Predictions, test: Sequence[Example]) -> list[EvalResult]:
+    """Every metric × slice of the specialist (paired with the baselines) and of each baseline."""
+    recipe, task = build.recipe, build.task
+    folder = build.run.path("baseline", "test")
+    others = [load_predictions(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    baselines = {predictions.model: predictions for predictions in others}
+    keys = [input_key(example) for example in test]
+    clusters_N = numbered(keys) if not any(example.group for example in test) else gold_of(test, task).clusters_N
+    known = {input_key(example) for example in build.rows("train")}
+    novel_N = standard_slices(test, clusters_N, None)["deduplicated"] * np.array([key not in known for key in keys], float)
+    metrics = tuple(recipe.evaluate.metrics) if recipe.evaluate.metrics else None
+    options = Options(recipe.evaluate.draws, recipe.seed, recipe.evaluate.confidence, metrics, recipe.name)
+    slices = {"novel": novel_N}
+    scored = evaluate(answer, test, task, baselines=baselines, slices=slices, clusters_N=clusters_N, options=options)
+    for predictions in baselines.values():
+        scored += [r for r in evaluate(predictions, test, task, slices=slices, clusters_N=clusters_N, options=options) if not r.slice.startswith("class:")]
+    return scored
+
+
+def confusion(answer: Predictions, test: Sequence[Example], task: Task) -> dict[str, Any]:
+    """Weighted counts, rows = right label, columns = answered; for many labels one 2×2 table per label."""
+    gold = gold_of(test, task)
+    if answer_kind(task) == "many":
+        said_NC, true_NC = answer.probs_NC > 0.5, gold.values > 0.5
+        cells = [[float(gold.weights_N[(true_NC[:, c] == t) & (said_NC[:, c] == s)].sum()) for t in (1, 0) for s in (1, 0)] for c in range(len(task.labels))]
+        return {"labels": list(task.labels), "many": [dict(zip(("hit", "missed", "false_alarm", "silent"), row)) for row in cells]}
+    matrix = np.zeros((len(task.labels), len(task.labels)))
+    np.add.at(matrix, (gold.values, predicted(answer)), gold.weights_N)
+    return {"labels": list(task.labels), "matrix": matrix.tolist()}
+
+
+def write_samples(path: Path, answer: Predictions, test: Sequence[Example], task: Task) -> None:
+    """Worked examples: confident mistakes first, then unsure ones, then right answers; evidence where the data knows it."""
+    path.unlink(missing_ok=True)
+    gold = gold_of(test, task)
+    right_N = correct_rows(gold.values, answer).astype(bool) if task.classes or answer.texts is not None else np.ones(len(test), bool)
+    sure_N = calibration.confidence_of(answer, task) if task.classes else np.zeros(len(test))
+    wrong = [int(i) for i in np.argsort(-sure_N, kind="stable") if not right_N[i]][: SAMPLES // 2]
+    fine = [int(i) for i in np.argsort(-sure_N, kind="stable") if right_N[i]]
+    for at in wrong + fine[:: max(1, len(fine) // (SAMPLES // 2))][: SAMPLES // 2]:
+        example = test[at]
+        append_jsonl(path, {
+            "id": example.id, "text": prompt_text(example, task), "gold": shown(example, task), "predicted": said(answer, at, task),
+            "confidence": round(float(sure_N[at]), 4), "correct": bool(right_N[at]),
+            "evidence": [{"start": span.start, "end": span.end, "kind": span.kind} for span in example.evidence],
+        })  # fmt: skip
+
+
+def shown(example: Example, task: Task) -> Any:
+    """The right answer as a person would write it."""
+    if task.kind == "generate":
+        return next((c.text for c in example.completions if c.role in ("target", "chosen")), "")
+    return list(example.label) if isinstance(example.label, tuple) else example.label
+
+
+def said(answer: Predictions, at: int, task: Task) -> Any:
+    """The given answer as a person would write it."""
+    if answer.texts is not None:
+        return answer.texts[at]
+    if not task.classes:
+        return round(float(answer.values_N[at]), 6)
+    if task.many:
+        return [label for label, p in zip(task.labels, answer.probs_NC[at]) if p > 0.5]
+    return task.labels[int(answer.probs_NC[at].argmax())]
+
+
+def forgotten(build: Build) -> dict[str, Any]:
+    """NLL rise on general text: the specialist's body under a language-model head against the base."""
+    texts = forgetting.general_text()
+    nll = {}
+    last = len(build.recipe.adapt) - 1
+    for name, folder in (("before", build.base), ("after", str(build.run.path("adapt", f"phase-{last}", "model")))):
+        loaded = load.load(folder, head="lm", seed=build.recipe.seed)
+        if name == "after" and not loaded.model.config.tie_word_embeddings and build.recipe.adapt[-1].objective == "classify":
+            base = load.load(build.base, head="lm", seed=build.recipe.seed)
+            loaded.model.get_output_embeddings().load_state_dict(base.model.get_output_embeddings().state_dict())
+        rows = infer.encode(loaded.tokenizer, texts, context=min(512, context(loaded, build.recipe.base)))
+        nll[name], counts = infer.lm_nll(loaded, rows)
+    rise = forgetting.forgetting(nll["before"], nll["after"], counts)
+    return {
+        "value": rise.value, "low": rise.low, "high": rise.high, "n": rise.n, "unit": "nats per token",
+        "before": float(nll["before"].sum() / counts.sum()), "after": float(nll["after"].sum() / counts.sum()),
+    }  # fmt: skip
+
+
+def remembered(build: Build, loaded: load.Loaded) -> dict[str, Any]:
+    """Canaries, verbatim extraction (language models) and membership inference, as far as the task allows each."""
+    raise NotImplementedError
+
+
+def cost(build: Build, loaded: load.Loaded, test: Sequence[Example]) -> dict[str, Any]:
+    """Parameters, bytes, speed and latency on this machine: measured, so kept outside every digest."""
+    tokens = encode(loaded, [test[i] for i in range(min(TIMED_ROWS, len(test)))], build.task, build.recipe.base)
+    folder = build.run.path("adapt", f"phase-{len(build.recipe.adapt) - 1}", "model")
+    about = {"parameters": sum(p.numel() for p in loaded.model.parameters()), "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors"))}
+    if loaded.head == "lm":
+        return about
+    clock = time.perf_counter()
+    infer.class_logits(loaded, tokens)
+    about["tokens_per_second"] = round(sum(map(len, tokens)) / (time.perf_counter() - clock), 1)
+    each = []
+    for row in tokens:
+        clock = time.perf_counter()
+        infer.class_logits(loaded, [row])
+        each.append(1000 * (time.perf_counter() - clock))
+    about["latency_ms"] = {"p50": round(float(np.median(each)), 2), "p95": round(float(np.quantile(each, 0.95)), 2)}
+    about["threads"] = torch.get_num_threads()
+    return about
+
+
+def gate(build: Build) -> list[str]:
+    """The gates of the recipe's budget that were not met, as sentences."""
+    budget, failed = build.recipe.budget, []
+    rows = read_json(build.run.path("evaluate", "results.json"))
+    main = next((row for row in rows if row["model"] == "specialist" and row["slice"] == "all" and row["metric"] == build.task.metric), None)
+    if budget.beat_baselines and main is not None:
+        lost = {name: d for name, d in main["paired"].items() if d["low"] <= 0}
+        failed += [f"{build.task.metric} does not beat {name} ({d['value']:+.3f}, interval {d['low']:+.3f} to {d['high']:+.3f})" for name, d in lost.items()]
+    path = build.run.path("evaluate", "forgetting.json")
+    if budget.forgetting is not None and path.is_file() and (rise := read_json(path)["value"]) > budget.forgetting:
+        failed.append(f"it forgot {rise:.3f} nats per token of general text; the budget is {budget.forgetting:g}")
+    return failed
