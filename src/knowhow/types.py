@@ -180,7 +180,8 @@ class Predictions:
     """A model's answers on N examples, whoever made them (baseline, base, specialist).
 
     `probs_NC`: class probabilities (one label: rows sum to 1; many labels: independent), None for regress and generate;
-    `values_N`: numbers (regress); `texts`: generated answers; `nll_N`: negative log-likelihood of the target in nats."""
+    `values_N`: numbers (regress); `texts`: generated answers; `nll_N`: negative log-likelihood of the target in nats;
+    `thresholds_C`: many labels: the probability from which each label is given (None: one half)."""
 
     model: str
     ids: tuple[str, ...]
@@ -189,6 +190,7 @@ class Predictions:
     texts: tuple[str, ...] | None = None
     nll_N: np.ndarray | None = None
     logits_NC: np.ndarray | None = None
+    thresholds_C: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import optimize, special
 
 from knowhow.evaluate.gold import Gold, answer_kind, gold_of
-from knowhow.evaluate.labels import FLOOR, correct_rows
+from knowhow.evaluate.labels import FLOOR, best_thresholds, correct_rows
 from knowhow.evaluate.scorers import SCORERS, hard
 from knowhow.maths.statistics import clopper_pearson_upper, effective_n, ratio, risk_p_value, wilson
 from knowhow.types import Example, Predictions, Task
@@ -47,9 +47,13 @@ def fit(
     Temperature is fitted on logits (log-probabilities where there are none). The task must have labels."""
     gold = _gold(examples, task, clusters_N)
     temperature = fit_temperature(_logits(predictions, task), gold.values, gold.weights_N)
-    calibrated = apply(predictions, {"temperature": temperature}, task)
+    fitted: Json = {"temperature": temperature}
+    calibrated = apply(predictions, fitted, task)
+    if task.many:
+        fitted["thresholds"] = best_thresholds(gold.values, calibrated.probs_NC, gold.weights_N).tolist()
+        calibrated = apply(predictions, fitted, task)
     right_N = correct_rows(gold.values, calibrated)
-    return {"temperature": temperature, "abstention": abstention(confidence_of(calibrated, task), right_N, gold.clusters_N, risk=risk, confidence=confidence)}
+    return {**fitted, "abstention": abstention(confidence_of(calibrated, task), right_N, gold.clusters_N, risk=risk, confidence=confidence)}
 
 
 def apply(predictions: Predictions, fitted: Mapping[str, Any], task: Task) -> Predictions:
@@ -57,7 +61,10 @@ def apply(predictions: Predictions, fitted: Mapping[str, Any], task: Task) -> Pr
     if predictions.logits_NC is None and (predictions.probs_NC is None or hard(predictions)):
         return predictions
     logits_NC = _logits(predictions, task) / fitted["temperature"]["temperature"]
-    return replace(predictions, probs_NC=special.expit(logits_NC) if task.many else special.softmax(logits_NC, axis=1))
+    if not task.many:
+        return replace(predictions, probs_NC=special.softmax(logits_NC, axis=1))
+    thresholds = fitted.get("thresholds")
+    return replace(predictions, probs_NC=special.expit(logits_NC), thresholds_C=None if thresholds is None else np.asarray(thresholds))
 
 
 def answered(predictions: Predictions, fitted: Mapping[str, Any], task: Task) -> np.ndarray:

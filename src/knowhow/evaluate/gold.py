@@ -74,6 +74,7 @@ def take_predictions(predictions: Predictions, rows_N: np.ndarray) -> Prediction
         texts=None if predictions.texts is None else tuple(predictions.texts[row] for row in rows_N),
         nll_N=some(predictions.nll_N),
         logits_NC=some(predictions.logits_NC),
+        thresholds_C=predictions.thresholds_C,
     )
 
 

@@ -25,8 +25,26 @@ def predicted(predictions: Predictions) -> np.ndarray:
 
 
 def positive(predictions: Predictions) -> np.ndarray:
-    """Many labels: NC 0/1."""
-    return (predictions.probs_NC >= 0.5).astype(np.int64)
+    """Many labels: NC 0/1, by the model's own thresholds where it has some."""
+    thresholds = 0.5 if predictions.thresholds_C is None else predictions.thresholds_C
+    return (predictions.probs_NC >= thresholds).astype(np.int64)
+
+
+def best_thresholds(gold_NC: np.ndarray, probs_NC: np.ndarray, weights_N: np.ndarray) -> np.ndarray:
+    """The probability C from which giving each label has the best F1; half-way between neighbouring rows, one half where no row has the label.
+
+    Chosen on validation rows only."""
+    chosen_C = np.full(probs_NC.shape[1], 0.5)
+    for c in range(probs_NC.shape[1]):
+        order = np.argsort(-probs_NC[:, c], kind="stable")
+        probs, hits = probs_NC[order, c], np.cumsum(weights_N[order] * gold_NC[order, c])
+        if hits[-1] == 0:
+            continue
+        f1 = 2 * hits / (np.cumsum(weights_N[order]) + hits[-1])
+        last = np.append(probs[1:] < probs[:-1], True)
+        at = int(np.where(last, f1, -1.0).argmax())
+        chosen_C[c] = (probs[at] + probs[at + 1]) / 2 if at + 1 < len(probs) else probs[at]
+    return chosen_C
 
 
 def class_sums(gold: np.ndarray, predictions: Predictions) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:

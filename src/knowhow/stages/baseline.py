@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scipy import special
 
 from knowhow.data.chat import prompt_text
 from knowhow.evaluate import baselines
+from knowhow.evaluate.gold import gold_of
+from knowhow.evaluate.labels import best_thresholds
 from knowhow.model import infer, load
 from knowhow.stages.common import Build, answers, save_predictions
 from knowhow.types import Example, Predictions, Task
@@ -28,8 +31,12 @@ def work(build: Build, folder: Path) -> None:
         baselines.rows_of(train, task), baselines.rows_of(valid, task), task, seed=recipe.seed, names=names, progress=build.progress
     )
     for name, model in fitted.items():
-        for part, rows in (("valid", valid), ("test", test)):
-            save_predictions(folder / part / name, baselines.answers(name, model, rows, task))
+        chosen, answer = baselines.answers(name, model, valid, task), baselines.answers(name, model, test, task)
+        if task.many:
+            gold = gold_of(valid, task)
+            answer = replace(answer, thresholds_C=best_thresholds(gold.values, chosen.probs_NC, gold.weights_N))
+        save_predictions(folder / "valid" / name, chosen)
+        save_predictions(folder / "test" / name, answer)
     if asked is None or "base" in asked:
         predictions = base_answers(build, test)
         if predictions is not None:

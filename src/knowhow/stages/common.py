@@ -109,6 +109,7 @@ def _written(loaded: Loaded, examples: Sequence[Example], task: Task, spec: Base
 def save_predictions(path: Path, predictions: Predictions) -> None:
     """Arrays in safetensors, ids and texts in JSON beside it."""
     fields = {"probs_NC": predictions.probs_NC, "values_N": predictions.values_N, "nll_N": predictions.nll_N, "logits_NC": predictions.logits_NC}
+    fields["thresholds_C"] = predictions.thresholds_C
     arrays = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in fields.items() if value is not None}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from knowhow.data.chat import prompt_text
-from knowhow.evaluate import calibration, forgetting, memorisation
-from knowhow.evaluate.gold import answer_kind, gold_of, input_key, numbered
-from knowhow.evaluate.labels import correct_rows, predicted
+from knowhow.evaluate import calibration, forgetting
+from knowhow.evaluate.gold import answer_kind, gold_of, input_key, numbered, take_predictions
+from knowhow.evaluate.labels import correct_rows, positive, predicted
 from knowhow.evaluate.suite import Options, evaluate, standard_slices
 from knowhow.files import append_jsonl, read_json, write_json
 from knowhow.model import infer, load
@@ -80,7 +80,7 @@ def confusion(answer: Predictions, test: Sequence[Example], task: Task) -> dict[
     """Weighted counts, rows = right label, columns = answered; for many labels one 2×2 table per label."""
     gold = gold_of(test, task)
     if answer_kind(task) == "many":
-        said_NC, true_NC = answer.probs_NC > 0.5, gold.values > 0.5
+        said_NC, true_NC = positive(answer) == 1, gold.values == 1
         cells = [[float(gold.weights_N[(true_NC[:, c] == t) & (said_NC[:, c] == s)].sum()) for t in (1, 0) for s in (1, 0)] for c in range(len(task.labels))]
         return {"labels": list(task.labels), "many": [dict(zip(("hit", "missed", "false_alarm", "silent"), row)) for row in cells]}
     matrix = np.zeros((len(task.labels), len(task.labels)))
@@ -119,7 +119,7 @@ def said(answer: Predictions, at: int, task: Task) -> Any:
     if not task.classes:
         return round(float(answer.values_N[at]), 6)
     if task.many:
-        return [label for label, p in zip(task.labels, answer.probs_NC[at]) if p > 0.5]
+        return [label for label, given in zip(task.labels, positive(take_predictions(answer, np.array([at])))[0]) if given]
     return task.labels[int(answer.probs_NC[at].argmax())]
 
 

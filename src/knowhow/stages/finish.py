@@ -27,7 +27,7 @@ def package(build: Build, folder: Path) -> None:
     base = read_json(build.run.path("base", "base.json"))
     ref = ModelRef(base["source"], base["revision"], "float32", None, base.get("parent"), base["sha256"])
     estimate = _optional(build.run.path("estimate.json")) or {}
-    licence = build.recipe.package.licence or estimate.get("licences", {}).get("use") or "other"
+    licence = build.recipe.package.licence or estimate.get("licences", {}).get("licence") or "other"
     results = tuple(_result(row) for row in read_json(build.run.path("evaluate", "results.json")) if row["model"] == "specialist")
     made = Specialist(build.recipe.name, ref, build.task, results, (), (), tuple(limits(build)), licence, {})
     extras = {

@@ -21,6 +21,7 @@ from knowhow.data.batch import Rows, TokenBudget, collate
 from knowhow.data.chat import prompt_text
 from knowhow.errors import Interrupted, UsageError
 from knowhow.evaluate.gold import answer_kind, gold_of
+from knowhow.evaluate.labels import best_thresholds
 from knowhow.evaluate.scorers import named
 from knowhow.files import append_jsonl, read_json, read_jsonl, write_atomic, write_json
 from knowhow.loop import checkpoint
@@ -218,6 +219,8 @@ def _task_metric(phase: Phase) -> Callable[[load.Loaded], tuple[dict[str, float]
 
     def look(loaded: load.Loaded) -> tuple[dict[str, float], float]:
         given = answers(loaded, valid, task, build.recipe.base, name="specialist", precision=inference_precision(phase.spec))
+        if task.many:
+            given = replace(given, thresholds_C=best_thresholds(gold.values, given.probs_NC, weights_N))
         value = metric(gold.values, given, weights_N)
         row = {f"valid_{task.metric}": value}
         if task.classes:
