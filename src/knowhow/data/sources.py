@@ -157,7 +157,9 @@ def _unreachable(error: Exception, text: str) -> UsageError:
         return UsageError("a symbolic link that leads back to itself", where=text, allowed=_ALLOWED, fix="point the link at the real file")
     if isinstance(error, FileNotFoundError):
         return UsageError("a symbolic link to a file that does not exist", where=text, allowed=_ALLOWED, fix="point the link at the real file")
-    return UsageError(f"a path that cannot be reached: {error}", where=text, allowed=_ALLOWED, fix="correct the path")
+    return UsageError(
+        f"a path that cannot be reached ({error.strerror if isinstance(error, OSError) else error})", where=text, allowed=_ALLOWED, fix="correct the path"
+    )
 
 
 def _empty(got: str, where: str) -> UsageError:

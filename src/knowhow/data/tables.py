@@ -61,7 +61,7 @@ class Table:
         def counted() -> Iterator[str]:
             nonlocal spent, last
             for number, line in numbered:
-                spent, last = spent + len(line), number
+                spent, last = spent + len(line) + 1, number
                 if spent > self.row_limit:
                     raise streams.row_too_long(f"{self.path}:{start}", self.row_limit)
                 yield line + "\n"
@@ -95,13 +95,13 @@ class Table:
 def is_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
     """True when `first` reads like column names: distinct, short, and none recurs in its own column below.
 
-    Numbers are names only beside real ones and in a run (0, 1, 2, …); an empty name is one at the ends (an index column, spare columns)."""
+    Numbers are names only beside real ones and in a run (0, 1, …); an empty name is one at the ends (an index column, spare columns)."""
     cells = [cell.strip() for cell in first]
     filled = [cell for cell in cells if cell]
     inside = cells[1 : max((index for index, cell in enumerate(cells) if cell), default=0) + 1]
     numbers = [cell for cell in filled if _NUMBER.fullmatch(cell)]
     in_a_run = all(cell.isdecimal() for cell in numbers) and all(int(after) == int(before) + 1 for before, after in pairwise(numbers))
-    if len(set(filled)) < len(filled) or len(numbers) == len(filled) or "" in inside or not in_a_run:
+    if len(set(filled)) < len(filled) or len(numbers) == len(filled) or "" in inside or len(numbers) == 1 or not in_a_run:
         return False
     if not all(_NAME.fullmatch(cell) and len(cell.split()) <= _WORDS_IN_A_NAME for cell in filled):
         return False
