@@ -16,12 +16,12 @@ from knowhow.data.split import split
 from knowhow.data.store import Examples, write
 from knowhow.domains import find_domain
 from knowhow.errors import UsageError
-from knowhow.evaluate import memorisation
 from knowhow.evaluate.gold import answer_kind
 from knowhow.evaluate.scorers import primary
 from knowhow.files import write_json
 from knowhow.model import infer, load
 from knowhow.recipe import DataSpec, Recipe
+from knowhow.stages import remember
 from knowhow.stages.common import PARTS, Build, metric_of, require_rows, source, write_task
 from knowhow.types import Example, Task
 
@@ -111,7 +111,7 @@ def _split(build: Build, found: dict[str, Sequence[Example]], task: Task, folder
     if kept is not None:
         others = {part: Examples(folder / f"{part}.arrow") for part in ("valid", "test")}
         kept += _synthesized(build, kept, others, task, folder)
-        kept += _canaries(recipe, task)
+        kept += remember.canaries(recipe, task).planted if recipe.data.canaries else ()
         write(folder / "train.arrow", kept)
     return {part: Examples(folder / f"{part}.arrow") for part in PARTS}
 
@@ -131,13 +131,6 @@ def _synthesized(build: Build, train: Sequence[Example], others: dict[str, Examp
         made, counts["teacher"] = [*made, *found.examples], found.counts
     write_json(folder / "synthesis.json", counts)
     return made
-
-
-def _canaries(recipe: Recipe, task: Task) -> list[Example]:
-    if not recipe.data.canaries:
-        return []
-    planted = memorisation.plant(recipe.data.canaries, copies=4, seed=recipe.seed)
-    return [memorisation.labelled(example, task, recipe.seed) for example in planted]
 
 
 def _check_labels(parts: dict[str, Examples], task: Task) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,18 @@ import numpy as np
 import torch
 
 from knowhow.data.chat import prompt_text
-from knowhow.evaluate import calibration, forgetting
+from knowhow.evaluate import calibration, cost, forgetting
 from knowhow.evaluate.gold import answer_kind, gold_of, input_key, numbered, take_predictions
 from knowhow.evaluate.labels import correct_rows, positive, predicted
 from knowhow.evaluate.suite import Options, evaluate, standard_slices
 from knowhow.files import append_jsonl, read_json, write_json
 from knowhow.model import infer, load
+from knowhow.stages import remember
 from knowhow.stages.common import Build, answers, context, encode, load_predictions, save_predictions
 from knowhow.types import EvalResult, Example, Predictions, Task
 
 SAMPLES = 60
 TIMED_ROWS = 64
-MEMBERSHIP_ROWS = 1000
 
 
 def work(build: Build, folder: Path) -> None:
@@ -44,8 +44,8 @@ def work(build: Build, folder: Path) -> None:
     if build.recipe.evaluate.forgetting and loaded.kind == "causal":
         write_json(folder / "forgetting.json", forgotten(build))
     if build.recipe.evaluate.memorisation:
-        write_json(folder / "memorisation.json", remembered(build, loaded))
-    build.run.measure(**cost(build, loaded, test))
+        write_json(folder / "memorisation.json", remember.work(build, loaded))
+    build.run.measure(**costs(build, loaded, test))
 
 
 def specialist(build: Build) -> load.Loaded:
@@ -142,29 +142,16 @@ def forgotten(build: Build) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def remembered(build: Build, loaded: load.Loaded) -> dict[str, Any]:
-    """Canaries, verbatim extraction (language models) and membership inference, as far as the task allows each."""
-    raise NotImplementedError
-
-
-def cost(build: Build, loaded: load.Loaded, test: Sequence[Example]) -> dict[str, Any]:
+def costs(build: Build, loaded: load.Loaded, test: Sequence[Example]) -> dict[str, Any]:
     """Parameters, bytes, speed and latency on this machine: measured, so kept outside every digest."""
-    tokens = encode(loaded, [test[i] for i in range(min(TIMED_ROWS, len(test)))], build.task, build.recipe.base)
     folder = build.run.path("adapt", f"phase-{len(build.recipe.adapt) - 1}", "model")
-    about = {"parameters": sum(p.numel() for p in loaded.model.parameters()), "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors"))}
+    about = {**cost.size(loaded.model), "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")), "peak_memory": cost.peak_memory()}
     if loaded.head == "lm":
         return about
-    clock = time.perf_counter()
-    infer.class_logits(loaded, tokens)
-    about["tokens_per_second"] = round(sum(map(len, tokens)) / (time.perf_counter() - clock), 1)
-    each = []
-    for row in tokens:
-        clock = time.perf_counter()
-        infer.class_logits(loaded, [row])
-        each.append(1000 * (time.perf_counter() - clock))
-    about["latency_ms"] = {"p50": round(float(np.median(each)), 2), "p95": round(float(np.quantile(each, 0.95)), 2)}
-    about["threads"] = torch.get_num_threads()
-    return about
+    tokens = encode(loaded, [test[at] for at in range(min(TIMED_ROWS, len(test)))], build.task, build.recipe.base)
+    speed = cost.throughput(partial(infer.class_logits, loaded), [tokens, tokens], [sum(map(len, tokens))] * 2)
+    about |= {"tokens_per_second": speed["tokens_per_second"], "threads": torch.get_num_threads()}
+    return about | {"latency_ms": cost.latency(partial(infer.class_logits, loaded), tokens)}
 
 
 def gate(build: Build) -> list[str]:

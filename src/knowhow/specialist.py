@@ -1,0 +1,150 @@
+"""A finished specialist at work: answers for one text, a file, or an evaluation on other data, with the calibration that it was packaged with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knowhow import package
+from knowhow.data import fields
+from knowhow.data.sources import open_source
+from knowhow.errors import UsageError
+from knowhow.evaluate import calibration
+from knowhow.evaluate.gold import take_predictions
+from knowhow.evaluate.labels import positive
+from knowhow.evaluate.suite import Options, evaluate
+from knowhow.files import append_jsonl, digest_file, read_json, read_jsonl, write_json
+from knowhow.model import adapters, load
+from knowhow.protocols import Progress
+from knowhow.recipe import BaseSpec, FieldsSpec
+from knowhow.stages.common import answers
+from knowhow.types import EvalResult, Example, Predictions, Task
+from knowhow.workspace import find_run
+
+CHUNK = 256
+PEEK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """`fitted`: temperature, thresholds and abstention from validation; None for a model that knowhow did not package."""
+
+    name: str
+    folder: Path
+    sha256: str
+    loaded: load.Loaded
+    task: Task
+    spec: BaseSpec
+    fitted: Mapping[str, Any] | None
+
+    def answer(self, examples: Sequence[Example], progress: Progress | None = None) -> Predictions:
+        """Calibrated answers."""
+        given = answers(self.loaded, examples, self.task, self.spec, name=self.name, progress=progress)
+        return calibration.apply(given, self.fitted, self.task) if self.fitted is not None and self.task.classes else given
+
+
+def open_specialist(where: str, runs: Path) -> Opened:
+    """A specialist by folder, by run, or any classifier's folder. Every packaged file is hashed again before it is opened."""
+    folder = Path(where)
+    if not folder.is_dir():
+        folder = find_run(where, runs).path("package", "specialist")
+    elif (folder / "run.json").is_file():
+        folder = folder / "package" / "specialist"
+    if not folder.is_dir():
+        raise UsageError(f"the run {where} has no specialist yet", fix="finish it: knowhow build RECIPE --resume", where=str(folder))
+    if not (folder / "knowhow.json").is_file():
+        return _foreign(folder)
+    manifest = package.read(folder)
+    task = Task(manifest.task.kind, tuple(manifest.task.labels), manifest.task.many, manifest.task.metric, manifest.task.instruction)
+    head: Any = "classifier" if task.classes else "lm" if task.kind == "generate" else "regressor"
+    loaded = _adapter(folder, manifest, head, task) if (folder / "adapter_config.json").is_file() else _whole(folder, head, task)
+    recipe = manifest.recipe or {}
+    spec = BaseSpec(**{name: value for name, value in recipe.get("base", {}).items() if name in ("context", "truncate")})
+    return Opened(manifest.name, folder, manifest.digest, loaded, task, spec, manifest.calibration)
+
+
+def _whole(folder: Path, head: Any, task: Task) -> load.Loaded:
+    return load.load(str(folder), head=head, labels=task.labels if task.classes else (), many=task.many)
+
+
+def _adapter(folder: Path, manifest: Any, head: Any, task: Task) -> load.Loaded:
+    base = load.load(manifest.base.source, head=head, labels=task.labels if task.classes else (), many=task.many, revision=manifest.base.revision)
+    return adapters.load_adapter(base, folder)
+
+
+def _foreign(folder: Path) -> Opened:
+    """A classifier that knowhow did not package: its own labels, no calibration."""
+    loaded = load.load(str(folder), head="classifier")
+    many = loaded.model.config.problem_type == "multi_label_classification"
+    return Opened(folder.name, folder, loaded.ref.sha256, loaded, Task("classify", loaded.labels, many), BaseSpec(), None)
+
+
+def ask(opened: Opened, text: str, pair: str | None = None) -> dict[str, Any]:
+    """One answer: {answer, confidence, answered, probabilities} or {answer} for a text or number. Raises UsageError for a text without words."""
+    if not text.strip():
+        raise UsageError("an empty text", allowed="a text with at least one word")
+    example = Example("0", text, pair=pair)
+    return describe(opened, opened.answer([example]))[0]
+
+
+def describe(opened: Opened, given: Predictions) -> list[dict[str, Any]]:
+    """Answers as JSON. `answered`: sure enough at the risk that was asked for; below it the label is a guess."""
+    task = opened.task
+    if given.texts is not None:
+        return [{"answer": text} for text in given.texts]
+    if not task.classes:
+        return [{"answer": round(float(value), 6)} for value in given.values_N]
+    sure_N = calibration.confidence_of(given, task)
+    kept_N = calibration.answered(given, opened.fitted, task) if opened.fitted is not None else np.ones(len(sure_N), bool)
+    rows = []
+    for at, probs_C in enumerate(given.probs_NC):
+        chosen = positive(take_predictions(given, np.array([at])))[0] if task.many else None
+        answer = [label for label, yes in zip(task.labels, chosen) if yes] if task.many else task.labels[int(probs_C.argmax())]
+        probabilities = {label: round(float(p), 6) for label, p in zip(task.labels, probs_C)}
+        rows.append({"answer": answer, "confidence": round(float(sure_N[at]), 6), "answered": bool(kept_N[at]), "probabilities": probabilities})
+    return rows
+
+
+def read_examples(where: str, task: Task, columns: FieldsSpec, *, labelled: bool) -> Iterator[Example]:
+    """Rows of a file as examples of this task; rows without a label where none is needed."""
+    opened = open_source(where)
+    peek = list(itertools.islice(opened.rows(), PEEK))
+    found = fields.recognise(peek, fields.FieldMap(**columns.model_dump()))
+    return fields.examples(opened.rows(), found, task, origin=Path(where).name, need_label=labelled)
+
+
+def predict_file(opened: Opened, where: str, out: Path, *, columns: FieldsSpec, progress: Progress) -> int:
+    """Answers for every row of a file, as JSONL in `out`; a call that was stopped goes on at the last whole chunk. Returns the number of rows.
+
+    Raises UsageError when `out` holds answers of another model or file."""
+    state = out.with_name(out.name + ".state.json")
+    about = {"model": opened.sha256, "file": digest_file(Path(where)) if Path(where).is_file() else where}
+    done = 0
+    if state.is_file():
+        if read_json(state) != about:
+            raise UsageError(f"{out.name} holds the answers of another model or file", fix="give another --out, or remove it", where=str(out))
+        done = sum(1 for _ in read_jsonl(out))
+    elif out.exists():
+        raise UsageError(f"{out.name} is there already", fix="give another --out, or remove it", where=str(out))
+    write_json(state, about)
+    rows = enumerate(itertools.islice(read_examples(where, opened.task, columns, labelled=False), done, None), start=done)
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        for (number, example), answer in zip(chunk, describe(opened, opened.answer([example for _, example in chunk]))):
+            append_jsonl(out, {"row": number, "id": example.id, **answer})
+        done += len(chunk)
+        progress("predict", done, 0)
+    state.unlink()
+    return done
+
+
+def evaluate_file(opened: Opened, where: str, *, columns: FieldsSpec, draws: int, progress: Progress) -> list[EvalResult]:
+    """Every metric that fits, with intervals, on labelled rows that the specialist was not built from."""
+    examples = list(read_examples(where, opened.task, columns, labelled=True))
+    if not examples:
+        raise UsageError("no rows", where=where)
+    return evaluate(opened.answer(examples, progress), examples, opened.task, options=Options(draws=draws, task=opened.name))
