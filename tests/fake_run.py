@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 
 LABELS = ("clean", "backdoor", "coinminer", "dropper", "keylogger", "ransomware", "rat", "trojan")
+CALLS = (
+    *("LoadLibraryA", "GetProcAddress", "VirtualAlloc", "CreateFileW", "WriteFile", "RegSetValueExW", "InternetOpenA", "CreateRemoteThread"),
+    *("CryptEncrypt", "FindNextFileW", "Sleep"),
+)
 HOSTILE = "</script><script>alert(1)</script><img src=http://example.invalid/x onerror=alert(2)>"
 LONE, RTL, BIDI = "lone \ud800 surrogate", "שלום עולם مرحبا", "safe\u202egnp.exe"
 MODELS = {"specialist": 0.612, "lightgbm": 0.543, "tfidf-lr": 0.522, "retrieval": 0.447, "base": 0.131, "majority": 0.096}
@@ -195,10 +199,9 @@ def memorisation() -> dict[str, object]:
 
 
 def samples(labels: tuple[str, ...], rng: np.random.Generator, hostile: bool) -> list[dict[str, object]]:
-    words = "LoadLibraryA GetProcAddress VirtualAlloc CreateFileW WriteFile RegSetValueExW InternetOpenA CreateRemoteThread CryptEncrypt FindNextFileW Sleep".split()
     rows = []
     for index in range(40):
-        text = " ".join(words[i] for i in rng.integers(0, len(words), int(rng.integers(12, 90))))
+        text = " ".join(CALLS[i] for i in rng.integers(0, len(CALLS), int(rng.integers(12, 90))))
         if hostile:
             text = (HOSTILE, LONE + RTL, BIDI + "\x00\x1b[31m", "x" * 10_000)[index % 4] + text
         right = bool(index % 3)

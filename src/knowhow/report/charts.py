@@ -18,15 +18,18 @@ Layer = alt.Chart | alt.LayerChart
 ROW_HEIGHT = 40
 
 
-def spec(layers: Sequence[Layer], height: int) -> dict[str, Any]:
-    """Layers as one chart that fills the width of its place and is `height` pixels high."""
+def spec(layers: Sequence[Layer], height: int, **tables: Sequence[Row]) -> dict[str, Any]:
+    """Layers as one chart that fills the width of its place and is `height` pixels high; `tables` are the rows that its layers name.
+
+    Rows are put in after Altair has checked the chart against its schema: checking each row too would take most of the time of a report."""
     made = alt.layer(*layers).properties(width="container", height=height).to_dict()
     made.pop("config", None)
-    return made
+    return made | {"datasets": {name: clean_rows(rows) for name, rows in tables.items()}}
 
 
-def data(rows: Sequence[Row]) -> alt.Data:
-    return alt.Data(values=clean_rows(rows))
+def on(name: str = "rows") -> alt.Chart:
+    """A chart over the table of that name."""
+    return alt.Chart(alt.NamedData(name=name))
 
 
 def linear(values: Sequence[float], *, pad: float = 0.08, floor: float | None = None, ceiling: float | None = None) -> alt.Scale:
@@ -43,11 +46,17 @@ def rows_axis(rows: Sequence[Row], limit: int = 220) -> alt.Y:
     return alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=limit, domain=False, ticks=False, grid=False, labelPadding=10))
 
 
-def mark_line(at: float, label: str) -> list[Layer]:
-    """A dashed vertical reference line with its name above the plot."""
-    base = alt.Chart(data([{"at": at, "label": label}])).encode(x="at:Q")
+def reference_line() -> list[Layer]:
+    """A dashed vertical line with its name above the plot, where the table `reference` {at, label} says."""
+    base = on("reference").encode(x=alt.X("at:Q", title=None))
     rule = base.mark_rule(strokeDash=[4, 4], strokeWidth=1.2, color=QUIET)
-    return [rule, base.mark_text(y=-7, fontSize=11, color=QUIET).encode(text="label:N", y=alt.value(-7))]
+    return [rule, base.mark_text(fontSize=11, color=QUIET).encode(text="label:N", y=alt.value(-11))]
+
+
+def halo(base: alt.Chart, **place: Any) -> list[Layer]:
+    """Text with a rim of the paper's colour, so that lines behind it do not cross it."""
+    rim = base.mark_text(fontSize=12.5, fill=PAPER, stroke=PAPER, strokeWidth=4, strokeJoin="round", **place)
+    return [rim, base.mark_text(fontSize=12.5, fill=INK, **place)]
 
 
 def forest(rows: Sequence[Row], title: str, *, reference: tuple[float, str] | None = None) -> dict[str, Any]:
@@ -55,15 +64,15 @@ def forest(rows: Sequence[Row], title: str, *, reference: tuple[float, str] | No
     values = [float(row[key]) for row in rows for key in ("low", "high", "value")] + ([reference[0]] if reference else [])
     scale = linear(values, pad=0.12)
     x = alt.X("value:Q", scale=scale, title=title)
-    base = alt.Chart(data(rows)).encode(y=rows_axis(rows), tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("label:N", title=title)])
+    base = on().encode(y=rows_axis(rows), tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("label:N", title=title)])
     colour = alt.Color("colour:N", scale=None)
-    layers: list[Layer] = mark_line(*reference) if reference else []
+    layers: list[Layer] = reference_line() if reference else []
     layers += [
         base.mark_rule(strokeWidth=3, strokeCap="round").encode(x=alt.X("low:Q", scale=scale, title=title), x2="high:Q", color=colour),
         base.mark_circle(size=120, opacity=1).encode(x=x, color=colour),
-        base.mark_text(dy=-14, fontSize=12.5, color=INK).encode(x=x, text="short:N"),
+        *halo(base.encode(x=x, text="short:N"), dy=-14),
     ]
-    return spec(layers, ROW_HEIGHT * len(rows) + 10)
+    return spec(layers, ROW_HEIGHT * len(rows) + 10, rows=rows, reference=[{"at": reference[0], "label": reference[1]}] if reference else [])
 
 
 def grouped(rows: Sequence[Row], title: str) -> dict[str, Any]:
@@ -72,13 +81,13 @@ def grouped(rows: Sequence[Row], title: str) -> dict[str, Any]:
     scale = linear([float(row[key]) for row in rows for key in ("low", "high", "value")])
     offset = alt.YOffset("model:N", sort=models, scale=alt.Scale(paddingOuter=0.6))
     tooltip = [alt.Tooltip("name:N", title=" "), alt.Tooltip("model:N", title="model"), alt.Tooltip("label:N", title=title)]
-    base = alt.Chart(data(rows)).encode(y=rows_axis(rows), yOffset=offset, color=alt.Color("colour:N", scale=None), tooltip=tooltip)
+    base = on().encode(y=rows_axis(rows), yOffset=offset, color=alt.Color("colour:N", scale=None), tooltip=tooltip)
     layers: list[Layer] = [
         base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x=alt.X("low:Q", scale=scale, title=title), x2="high:Q"),
         base.mark_circle(size=80, opacity=1).encode(x=alt.X("value:Q", scale=scale, title=title)),
     ]
     height = (18 * len(models) + 16) * len({row["name"] for row in rows})
-    return spec(layers, height)
+    return spec(layers, height, rows=rows)
 
 
 def bars(rows: Sequence[Row], title: str, *, ticks: Sequence[Row] = (), zero_one: bool = False, height: int = 28) -> dict[str, Any]:
@@ -86,25 +95,27 @@ def bars(rows: Sequence[Row], title: str, *, ticks: Sequence[Row] = (), zero_one
     top = max([float(row.get("high") or row["value"]) for row in rows] + [float(tick["value"]) for tick in ticks] + [1e-12])
     x = alt.X("value:Q", scale=alt.Scale(domain=[0, 1 if zero_one else top * 1.15], nice=False), title=title)
     y = rows_axis(rows, 180)
-    base = alt.Chart(data(rows)).encode(y=y, tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("label:N", title=title)])
+    base = on().encode(y=y, tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("label:N", title=title)])
     layers: list[Layer] = [base.mark_bar(cornerRadiusEnd=3, height={"band": 0.62}).encode(x=x, color=alt.Color("colour:N", scale=None))]
     if any(row.get("low") is not None for row in rows):
         layers.append(base.mark_rule(strokeWidth=1.6, color=INK).encode(x="low:Q", x2="high:Q"))
     else:
         layers.append(base.mark_text(align="left", dx=6, fontSize=11.5, color=INK).encode(x=x, text="label:N"))
     if ticks:
-        marks = alt.Chart(data(ticks)).mark_tick(thickness=3, color=WARN, size=height * 0.74)
+        marks = on("ticks").mark_tick(thickness=3, color=WARN, size=height * 0.74)
         layers.append(marks.encode(y=y, x=x, tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("label:N", title="baseline")]))
-    return spec(layers, height * len(rows) + 6)
+    return spec(layers, height * len(rows) + 6, rows=rows, ticks=ticks)
 
 
 def stacked(rows: Sequence[Row], title: str, height: int = 30) -> dict[str, Any]:
     """Bars made of parts {name, part, value, label, colour, order}, each row its own sum of 1."""
     x = alt.X("value:Q", stack="normalize", title=title, axis=alt.Axis(format="%", grid=False))
     tooltip = [alt.Tooltip("name:N", title=" "), alt.Tooltip("part:N", title="class"), alt.Tooltip("label:N", title="rows")]
-    chart = alt.Chart(data(rows)).mark_bar(stroke=PAPER, strokeWidth=1, height={"band": 0.7})
+    chart = on().mark_bar(stroke=PAPER, strokeWidth=1, height={"band": 0.7})
     names = len({row["name"] for row in rows})
-    return spec([chart.encode(x=x, y=rows_axis(rows), color=alt.Color("colour:N", scale=None), order="order:Q", tooltip=tooltip)], height * names + 6)
+    return spec(
+        [chart.encode(x=x, y=rows_axis(rows), color=alt.Color("colour:N", scale=None), order="order:Q", tooltip=tooltip)], height * names + 6, rows=rows
+    )
 
 
 def heatmap(labels: Sequence[str], matrix: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -120,11 +131,11 @@ def heatmap(labels: Sequence[str], matrix: Sequence[Sequence[float]]) -> dict[st
     order = [row["gold"] for row in clean_rows([{"gold": label} for label in labels])]
     axis = {"domain": False, "ticks": False, "grid": False, "labelLimit": 150}
     x = alt.X("guess:N", sort=order, title="predicted", axis=alt.Axis(orient="top", labelAngle=-38, labelAlign="left", **axis))
-    base = alt.Chart(data(cells)).encode(x=x, y=alt.Y("gold:N", sort=order, title="true", axis=alt.Axis(**axis)))
+    base = on().encode(x=x, y=alt.Y("gold:N", sort=order, title="true", axis=alt.Axis(**axis)))
     tooltip = [alt.Tooltip("gold:N", title="true"), alt.Tooltip("guess:N", title="predicted"), alt.Tooltip("text:N", title="rows")]
     shade = alt.FillOpacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.04, 1]), legend=None)
     layers: list[Layer] = [base.mark_rect(fill=ACCENT, stroke=PAPER, strokeWidth=2, cornerRadius=3).encode(fillOpacity=shade, tooltip=tooltip)]
     if len(labels) <= 14:
         ink = alt.condition("datum.share > 0.5", alt.value(PAPER), alt.value(INK))
         layers.append(base.mark_text(fontSize=11.5).encode(text="label:N", color=ink))
-    return spec(layers, max(120, (34 if len(labels) <= 14 else 18) * len(labels)))
+    return spec(layers, max(120, (34 if len(labels) <= 14 else 18) * len(labels)), rows=cells)

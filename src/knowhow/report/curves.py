@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from knowhow.report.charts import ACCENT, INK, LINE, OTHER, QUIET, WARN, Layer, Row, data, linear, spec
+from knowhow.report.charts import ACCENT, INK, LINE, OTHER, QUIET, WARN, Layer, Row, linear, on, spec
 
 POINTS = 240
 
@@ -30,26 +30,21 @@ def learning(
     y = alt.Y("value:Q", title=title, scale=linear(values, pad=0.05), axis=alt.Axis(tickCount=5))
     x = alt.X("x:Q", title="optimizer step", axis=alt.Axis(grid=False, tickMinStep=1, format=",d", tickCount=8))
     layers: list[Layer] = []
-    for phase in phases:
-        base = alt.Chart(data([phase])).encode(x=x)
-        layers += [
-            base.mark_rule(strokeDash=[4, 4], color=LINE),
-            base.mark_text(align="left", dx=5, fontSize=11, color=QUIET).encode(text="label:N", y=alt.value(8)),
-        ]
+    if phases:
+        base = on("phases").encode(x=x)
+        name = base.mark_text(align="left", dx=5, fontSize=11, color=QUIET).encode(text="label:N", y=alt.value(8))
+        layers += [base.mark_rule(strokeDash=[4, 4], color=LINE), name]
     if train:
-        base = alt.Chart(data(train)).encode(x=x)
-        layers += [
-            base.mark_area(color=OTHER, opacity=0.22).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
-            base.mark_line(color=OTHER, strokeWidth=1.8).encode(y=y),
-        ]
+        base = on("train").encode(x=x)
+        band = base.mark_area(color=OTHER, opacity=0.22).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
+        layers += [band, base.mark_line(color=OTHER, strokeWidth=1.8).encode(y=y)]
     if valid:
-        line = alt.Chart(data(valid)).mark_line(color=ACCENT, strokeWidth=2.2, point={"color": ACCENT, "size": 46, "filled": True})
+        line = on("valid").mark_line(color=ACCENT, strokeWidth=2.2, point={"color": ACCENT, "size": 46, "filled": True})
         layers.append(line.encode(x=x, y=y, tooltip=[alt.Tooltip("x:Q", title="step"), alt.Tooltip("value:Q", title=title, format=".4f")]))
     if best is not None:
-        ring = alt.Chart(data([best]))
-        layers.append(ring.mark_point(color=WARN, size=170, strokeWidth=2, filled=False).encode(x="x:Q", y=y))
-        layers.append(ring.mark_text(dy=-16, fontSize=11.5, color=INK).encode(x="x:Q", y=y, text="label:N"))
-    return spec(layers, height)
+        ring = on("best").encode(x="x:Q", y=y)
+        layers += [ring.mark_point(color=WARN, size=170, strokeWidth=2, filled=False), ring.mark_text(dy=-16, fontSize=11.5, color=INK).encode(text="label:N")]
+    return spec(layers, height, phases=phases, train=train, valid=valid, best=[best] if best else [])
 
 
 def reliability(before: Sequence[Row], after: Sequence[Row]) -> dict[str, Any]:
@@ -57,45 +52,37 @@ def reliability(before: Sequence[Row], after: Sequence[Row]) -> dict[str, Any]:
     unit = alt.Scale(domain=[0, 1], nice=False)
     x = alt.X("confidence:Q", scale=unit, title="how sure it says it is", axis=alt.Axis(format="%", tickCount=5))
     y = alt.Y("accuracy:Q", scale=unit, title="how often it is right", axis=alt.Axis(format="%", tickCount=5))
-    diagonal = alt.Chart(data([{"confidence": 0, "accuracy": 0}, {"confidence": 1, "accuracy": 1}])).mark_line(strokeDash=[4, 4], strokeWidth=1.2, color=QUIET)
-    layers: list[Layer] = [diagonal.encode(x=x, y=y)]
-    for rows, colour, dash in ((before, OTHER, [5, 3]), (after, ACCENT, [1, 0])):
-        if not rows:
-            continue
-        tooltip = [
-            alt.Tooltip("confidence:Q", title="confidence", format=".1%"),
-            alt.Tooltip("accuracy:Q", title="right", format=".1%"),
-            alt.Tooltip("n:Q", title="rows"),
-        ]
-        base = alt.Chart(data(rows)).encode(x=x, tooltip=tooltip)
-        if rows is after:
+    size = alt.Size("n:Q", scale=alt.Scale(range=[24, 200]), legend=None)
+    told = (("confidence:Q", "confidence", ".1%"), ("accuracy:Q", "right", ".1%"), ("n:Q", "rows", ",d"))
+    tooltip = [alt.Tooltip(field, title=title, format=format) for field, title, format in told]
+    layers: list[Layer] = [on("exact").mark_line(strokeDash=[4, 4], strokeWidth=1.2, color=QUIET).encode(x=x, y=y)]
+    for name, rows, colour, dash in (("before", before, OTHER, [5, 3]), ("after", after, ACCENT, [1, 0])):
+        base = on(name).encode(x=x, tooltip=tooltip)
+        if rows and name == "after":
             layers.append(base.mark_rule(color=colour, strokeWidth=1.6, opacity=0.6).encode(y=alt.Y("low:Q", scale=unit), y2="high:Q"))
-        layers.append(base.mark_line(color=colour, strokeWidth=2, strokeDash=dash).encode(y=y))
-        size = alt.Size("n:Q", scale=alt.Scale(range=[24, 200]), legend=None)
-        layers.append(base.mark_circle(color=colour, opacity=1).encode(y=y, size=size))
-    return spec(layers, 330)
+        if rows:
+            layers += [
+                base.mark_line(color=colour, strokeWidth=2, strokeDash=dash).encode(y=y),
+                base.mark_circle(color=colour, opacity=1).encode(y=y, size=size),
+            ]
+    return spec(layers, 330, exact=[{"confidence": at, "accuracy": at} for at in (0, 1)], before=before, after=after)
 
 
 def risk_coverage(rows: Sequence[Row], *, chosen: Row | None = None, target: float | None = None) -> dict[str, Any]:
     """Error rate among the answered {coverage, risk} as less and less is answered; `chosen` {coverage, risk, label} is where it abstains."""
     risks = [float(row["risk"]) for row in rows] + ([target] if target is not None else []) + ([float(chosen["risk"])] if chosen else [])
+    height = alt.Scale(domain=[0, max(max(risks) * 1.15, 0.02)], nice=False)
     x = alt.X("coverage:Q", scale=alt.Scale(domain=[0, 1], nice=False), title="share of inputs answered", axis=alt.Axis(format="%", tickCount=5))
-    y = alt.Y(
-        "risk:Q",
-        scale=alt.Scale(domain=[0, max(max(risks) * 1.15, 0.02)], nice=False),
-        title="error rate of the answers",
-        axis=alt.Axis(format="~%", tickCount=5),
-    )
+    y = alt.Y("risk:Q", scale=height, title="error rate of the answers", axis=alt.Axis(format="~%", tickCount=5))
     tooltip = [alt.Tooltip("coverage:Q", title="answered", format=".1%"), alt.Tooltip("risk:Q", title="error rate", format=".2%")]
-    base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=tooltip)
+    base = on().encode(x=x, y=y, tooltip=tooltip)
     layers: list[Layer] = [base.mark_area(color=ACCENT, opacity=0.12), base.mark_line(color=ACCENT, strokeWidth=2.2)]
     if target is not None:
-        goal = alt.Chart(data([{"risk": target, "label": f"stated risk {target:.1%}"}])).encode(y=y)
-        layers += [
-            goal.mark_rule(strokeDash=[4, 4], color=QUIET),
-            goal.mark_text(align="right", dx=-4, dy=-7, fontSize=11, color=INK).encode(text="label:N", x=alt.value("width")),
-        ]
+        goal = on("target").encode(y=y)
+        name = goal.mark_text(align="right", dx=-4, dy=-7, fontSize=11, color=INK).encode(text="label:N", x=alt.value("width"))
+        layers += [goal.mark_rule(strokeDash=[4, 4], color=QUIET), name]
     if chosen is not None:
-        point = alt.Chart(data([chosen])).encode(x=x, y=y)
+        point = on("chosen").encode(x=x, y=y)
         layers += [point.mark_circle(color=WARN, size=130, opacity=1), point.mark_text(dy=-14, align="right", fontSize=12, color=INK).encode(text="label:N")]
-    return spec(layers, 330)
+    stated = [] if target is None else [{"risk": target, "label": f"stated risk {target:.1%}"}]
+    return spec(layers, 330, rows=rows, target=stated, chosen=[chosen] if chosen else [])

@@ -8,7 +8,7 @@ from typing import Any
 
 DASH = "–"
 MINUS = "−"
-LOWER_IS_BETTER = frozenset({"nll", "loss", "perplexity", "mae", "mse", "rmse", "ece", "brier", "risk"})
+LOWER_IS_BETTER = frozenset({"nll", "loss", "perplexity", "mae", "mse", "rmse", "ece", "ece_debiased", "brier", "risk"})
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -43,7 +43,7 @@ def metric_name(metric: str) -> str:
 
 
 def slice_name(name: str) -> str:
-    return SLICE_NAMES.get(name, name.removeprefix("class:"))
+    return SLICE_NAMES.get(name, name.removeprefix("class:").removeprefix("slice:"))
 
 
 def better_sign(metric: str) -> int:

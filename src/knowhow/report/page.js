@@ -3,7 +3,7 @@
   const ink = (name) => `var(--${name})`;
   const family = getComputedStyle(document.body).fontFamily;
   const config = {
-    background: "transparent", font: family, aria: false, padding: { left: 2, right: 10, top: 12, bottom: 2 },
+    background: "transparent", font: family, aria: false, padding: { left: 2, right: 10, top: 16, bottom: 2 },
     view: { stroke: null, continuousHeight: 200 },
     axis: {
       labelColor: ink("ink-2"), titleColor: ink("ink-3"), domainColor: ink("line"), tickColor: ink("line"), gridColor: ink("line"),

@@ -39,7 +39,8 @@ def _forest(rows: Sequence[EvalResult], told: Verdict) -> Figure:
     place = next((index for index, row in enumerate(rows, 1) if row.model == SPECIALIST), None)
     first = rows[0]
     if place == 1:
-        sentence = f"The specialist is best of {len(rows)} on {metric_name(told.metric)}: {decimal(first.value)}."
+        doubt = ", but not clearly" if told.state == "enough" else ""
+        sentence = f"The specialist is best of {len(rows)} on {metric_name(told.metric)}{doubt}: {decimal(first.value)}."
     else:
         sentence = f"{clean(first.model, 60)} is best of {len(rows)} on {metric_name(told.metric)} ({decimal(first.value)})"
         sentence += f"; the specialist is number {place}." if place else "."
@@ -123,7 +124,7 @@ def _per_class(results: Sequence[EvalResult], wanted: str) -> Figure | None:
     found = [row for row in results if row.slice.startswith("class:") and row.model == SPECIALIST]
     if not found:
         return None
-    metric = wanted if any(row.metric == wanted for row in found) else found[0].metric
+    metric = next((name for name in (wanted, "f1") if any(row.metric == name for row in found)), found[0].metric)
     own = sorted((row for row in found if row.metric == metric), key=lambda row: -better_sign(metric) * row.value)
     labels = {row.slice: row.slice.removeprefix("class:") for row in own}
     names = short_names(labels.values())
@@ -136,7 +137,7 @@ def _per_class(results: Sequence[EvalResult], wanted: str) -> Figure | None:
     cells = tuple((clean(labels[row.slice], 80), decimal(row.value), span(row.low, row.high), f"{row.n:,}") for row in own[:MOST_ROWS])
     table = Table(f"{metric_name(metric)} per class", ("class", "value", INTERVAL, "n"), cells, frozenset({1, 2, 3}))
     keys = (Key("accent", f"specialist, {metric_name(metric)}, {INTERVAL}"), *((Key("warn tick", clean(rival, 40)),) if ticks else ()))
-    spec = charts.bars(rows, _axis(metric), ticks=ticks, zero_one=all(0 <= row.value and row.high <= 1 for row in own))
+    spec = charts.bars(rows, _axis(metric), ticks=ticks, zero_one=all(0.0 <= row.value <= row.high <= 1.0 for row in own))
     return Figure("classes", sentence, spec, table, keys, wide=len(own) > 16)
 
 
