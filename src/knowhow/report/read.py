@@ -18,7 +18,7 @@ FILES = {
     "recipe": "recipe.json",
     "estimate": "estimate.json",
     "audit": "data/audit.json",
-    "vocabulary": "data/vocabulary.json",
+    "vocabulary": "base/vocabulary.json",
     "results": "evaluate/results.json",
     "confusion": "evaluate/confusion.json",
     "calibration": "evaluate/calibration.json",

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from knowhow.errors import UsageError
-from knowhow.files import read_json, read_jsonl, write_json
+from knowhow.files import read_json, write_atomic, write_json
 from knowhow.loop import checkpoint
 from knowhow.model import adapters, load
 from knowhow.stages.common import Build
@@ -17,7 +17,7 @@ from knowhow.stages.phase import Phase, plan, train_once
 
 
 def work(build: Build, folder: Path) -> None:
-    """Leaves choices.json, and per phase trace.jsonl and model/ (adapter/ too, for LoRA)."""
+    """Leaves choices.json, trace.jsonl and per phase model/ (adapter/ too, for LoRA)."""
     parent = build.base
     for number, spec in enumerate(build.recipe.adapt):
         phase = Phase(build, spec, number, folder / f"phase-{number}", parent)
@@ -25,6 +25,7 @@ def work(build: Build, folder: Path) -> None:
             run_phase(phase)
         parent = str(phase.folder / "model")
     phases = [folder / f"phase-{number}" for number in range(len(build.recipe.adapt))]
+    write_atomic(folder / "trace.jsonl", b"".join((phase / "trace.jsonl").read_bytes() for phase in phases))
     write_json(folder / "choices.json", [read_json(phase / "done.json") for phase in phases])
 
 
@@ -56,7 +57,3 @@ def run_phase(phase: Phase) -> None:
     for at in range(len(results)):
         shutil.rmtree(phase.folder / f"lr-{at}")
 
-
-def traces(folder: Path) -> list[dict[str, float]]:
-    """The rows of every phase's trace, in order."""
-    return [row for path in sorted(folder.glob("phase-*/trace.jsonl")) for row in read_jsonl(path)]

@@ -34,7 +34,7 @@ def work(build: Build, folder: Path) -> None:
     answer = given["test"]
     if task.classes:
         fitted = calibration.fit(given["valid"], valid, task, risk=build.recipe.evaluate.risk)
-        write_json(folder / "calibration.json", {**fitted, "report": calibration.report(given["test"], test, task, fitted)})
+        write_json(folder / "calibration.json", calibrated(given["test"], test, task, fitted))
         answer = calibration.apply(given["test"], fitted, task)
         write_json(folder / "confusion.json", confusion(answer, test, task))
     save_predictions(folder / "predictions" / "test", answer)
@@ -74,6 +74,24 @@ def results(build: Build, answer: Predictions, test: Sequence[Example]) -> list[
     for predictions in baselines.values():
         scored += [r for r in evaluate(predictions, test, task, slices=slices, clusters_N=clusters_N, options=options) if not r.slice.startswith("class:")]
     return scored
+
+
+def calibrated(given: Predictions, test: Sequence[Example], task: Task, fitted: dict[str, Any]) -> dict[str, Any]:
+    """What was fitted on validation, and what it did on test: errors and reliability bins before and after, risk–coverage, abstention."""
+    found = calibration.report(given, test, task, fitted)
+    gold = gold_of(test, task)
+    raw = calibration.apply(given, {"temperature": {"temperature": 1.0}, "thresholds": fitted.get("thresholds")}, task)
+    bins = calibration.reliability(calibration.confidence_of(raw, task), correct_rows(gold.values, raw), gold.weights_N, gold.clusters_N)
+    curve = found["risk_coverage"]
+    return {
+        "fitted": fitted,
+        "temperature": fitted["temperature"]["temperature"],
+        "before": {**found["before"], "bins": bins},
+        "after": {**found["after"], "bins": found["reliability"]},
+        "risk_coverage": [{"coverage": c, "risk": r, "threshold": t} for c, r, t in zip(curve["coverage"], curve["risk"], curve["threshold"])],
+        "aurc": curve["aurc"],
+        "abstention": found["abstention"],
+    }
 
 
 def confusion(answer: Predictions, test: Sequence[Example], task: Task) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def package(build: Build, folder: Path) -> None:
     made = Specialist(build.recipe.name, ref, build.task, results, (), (), tuple(limits(build)), licence, {})
     extras = {
         "recipe": read_json(build.run.path("recipe.json")),
-        "calibration": _optional(build.run.path("evaluate", "calibration.json")),
+        "calibration": (_optional(build.run.path("evaluate", "calibration.json")) or {}).get("fitted"),
         "audit": _optional(build.run.path("data", "audit.json")),
         "vocabulary": _optional(build.run.path("base", "vocabulary.json")),
         "forgetting": _optional(build.run.path("evaluate", "forgetting.json")),

@@ -35,10 +35,12 @@ def work(build: Build, loaded: Loaded) -> dict[str, Any]:
     found: dict[str, Any] = {"membership": memorisation.membership(losses(drawn["train"]), losses(drawn["test"]), seed=recipe.seed)}
     if loaded.head == "lm":
         pairs = {part: memorisation.pairs(rows[:EXTRACTED], task) for part, rows in drawn.items()}
-        found["extraction"] = memorisation.extraction(partial(generate, loaded), pairs["train"], pairs["test"], seed=recipe.seed)
+        shown = memorisation.extraction(partial(generate, loaded), pairs["train"], pairs["test"], seed=recipe.seed)
+        found["extraction"] = {**shown, "n": shown["rows"]}
     if recipe.data.canaries:
         planted = canaries(recipe, task)
-        found["canaries"] = memorisation.exposure(losses(planted.probes), losses(planted.alternatives), copies=COPIES, seed=recipe.seed)
+        bits = memorisation.exposure(losses(planted.probes), losses(planted.alternatives), copies=COPIES, seed=recipe.seed)
+        found["canaries"] = {**bits, "exposure_mean": bits["exposure"], "exposure_max": max(bits["per_canary"]), "n": bits["canaries"]}
     return found
 
 
