@@ -48,9 +48,8 @@ def load(
     if report.kind == "adapter":
         fix = "load its base first, then adapters.load_adapter(base, folder)"
         raise UsageError(f"{source} is an adapter without its base", allowed="a model folder", fix=fix, where=str(report.path))
+    config = _config(report.path)
     tokenizer = _tokenizer(report.path)
-    with quiet():
-        config = AutoConfig.from_pretrained(report.path, local_files_only=True, trust_remote_code=False)
     kind: Kind = "encoder" if is_encoder(report.model_type, decoder=getattr(config, "is_decoder", False)) else "causal"
     stored = _stored_labels(config)
     names, keep = _choose_labels(head, tuple(labels), stored, report.path)
@@ -79,6 +78,14 @@ def _check_arguments(head: str, labels: Sequence[str], dtype: str) -> None:
         raise UsageError(f"labels for a {head} head", allowed="labels for a classifier")
     if isinstance(labels, str) or len(set(labels)) != len(labels) or not all(isinstance(label, str) for label in labels):
         raise UsageError(f"labels {str(labels)[:200]}", allowed="distinct texts")
+
+
+def _config(folder: Path) -> Any:
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library's validators have errors of their own
+        raise UsageError(f"the config cannot be used: {str(error)[:300]}", fix="get the config again from its author", where=str(folder)) from error
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -50,16 +50,14 @@ def _write(loaded: Loaded, folder: Path, dtype: str | None) -> None:
         if loaded.head == "lm" and loaded.kind == "causal":
             _valid_generation(model)
         kept = model.config.dtype
-        if dtype is None:
-            model.save_pretrained(folder)
-        else:
-            model.config.dtype = getattr(torch, dtype)
-            model.save_pretrained(folder, state_dict=_cast(model.state_dict(), getattr(torch, dtype)))
-            model.config.dtype = kept
+        model.save_pretrained(folder, state_dict=None if dtype is None else _cast(model.state_dict(), getattr(torch, dtype)))
+        model.config.dtype = kept
         loaded.tokenizer.save_pretrained(folder)
     for name in ("config.json", "tokenizer_config.json"):
         document = json.loads((folder / name).read_bytes())
         plain = {key: value for key, value in document.items() if key not in _LOCAL}
+        if dtype is not None and "dtype" in plain:
+            plain["dtype"] = dtype
         write_atomic(folder / name, json.dumps(plain, indent=2, sort_keys=True) + "\n")
 
 

@@ -33,6 +33,8 @@ def resolve(source: str, revision: str | None = None) -> Path:
 
 def find(source: str, revision: str | None = None) -> Path:
     """The folder of `source`, not yet guarded. The only call of this layer that may use the network, and only for a hub id."""
+    if not source.strip():
+        raise UsageError("an empty base", allowed=_ALLOWED)
     if revision is not None and (source in ("seedling", "minilm") or Path(source).expanduser().exists()):
         raise UsageError(f"revision {revision!r} of {source}", allowed="a revision of a hub id", fix="remove the revision")
     if source == "seedling":

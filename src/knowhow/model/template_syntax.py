@@ -34,7 +34,7 @@ def check_syntax(tree: nodes.Template) -> None:
 
 
 def _public(name: Any, node: nodes.Node) -> None:
-    if isinstance(name, str) and name.startswith("_"):
+    if isinstance(name, str) and name.startswith("__"):
         raise Unsafe(f"line {node.lineno}: reaches into Python ({name})")
 
 

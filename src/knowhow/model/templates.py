@@ -24,9 +24,9 @@ from knowhow.errors import SafetyError
 from knowhow.model.template_syntax import Unsafe, check_syntax
 
 LENGTH_LIMIT = 1 << 17
-STEP_LIMIT = 500_000
+STEP_LIMIT = 200_000
 OUTPUT_LIMIT = 1 << 22
-CPU_SECONDS, WALL_SECONDS, MEMORY = 4, 60, 1 << 30
+CPU_SECONDS, WALL_SECONDS, MEMORY = 4, 60, 512 << 20
 
 
 class _Generation(Extension):
