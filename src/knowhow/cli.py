@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -119,6 +120,7 @@ def predict(
 def ask(
     model: Model,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to answer; `-` reads it from stdin.")],
+    pair: Annotated[str | None, typer.Option("--pair", metavar="TEXT", help="The second text, for a specialist that judges pairs.")] = None,
     runs: Runs = RUNS,
     json: Json = False,
     quiet: Quiet = False,
@@ -127,7 +129,7 @@ def ask(
     from knowhow.commands import models as command
     from knowhow.commands.output import Output
 
-    command.ask(model, text, runs, Output(json, quiet))
+    command.ask(model, text, pair, runs, Output(json, quiet))
 
 
 @app.command()
@@ -171,7 +173,7 @@ def runs_rm(
 
 @runs_app.command("gc")
 def runs_gc(runs: Runs = RUNS, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
-    """Remove what finished runs no longer need."""
+    """Remove temporary files and runs that never got anywhere."""
     from knowhow.commands import runs as command
     from knowhow.commands.output import Output
 
@@ -227,7 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit code. Every failure leaves as one screen, or with --json as one JSON line."""
     from knowhow.commands.failures import guarded
 
-    return guarded(app, arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    return guarded(app, [*words, "--help"] if words in ([], ["runs"]) else words)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,24 @@ from source import trees
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 300, 50, 8
 
-LONGER: dict[str, str] = {}
+LONGER: dict[str, str] = {
+    "model/generate.py:generate": "one knob per sampler, each a field's own word; the Generator protocol fixes the first ones",
+}
 """{file or file:function: why it is clearer longer}."""
 
 REFLECTS: dict[str, str] = {
     "files.py": "turns dataclasses and arrays of other libraries into JSON",
+    "model/guard.py": "operating-system errors carry strerror or not",
+    "model/label_tokens.py": "transformers' configs and heads differ by family",
+    "model/load.py": "transformers' configs and heads differ by family",
+    "model/save.py": "transformers' configs differ by family",
+    "model/vocabulary.py": "torch layers have a bias or not",
+    "model/template_syntax.py": "jinja's nodes have a name or not",
 }
 """{file: why it may ask objects for their attributes}: only objects of other libraries, whose shape differs between versions or families."""
 
 OPEN: dict[str, str] = {
+    "report/charts.py": "a chart's specification is an open record",
     "workspace.py": "the rows of a log and of measured.json are open records",
 }
 """{file: why its functions take any keyword}."""

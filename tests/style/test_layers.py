@@ -12,7 +12,7 @@ ZERO = {"__init__", "types", "protocols", "errors", "files"}
 ONE = ZERO | {"maths", "data", "model", "retrieve"}
 TWO = {"diagnose", "adapt", "observe", "compress", "evaluate", "explain"}
 THREE = ONE | TWO | {"loop", "laws", "plan", "report", "package"}
-FOUR = THREE | {"recipe", "reading", "workspace", "progress", "estimate", "domains", "serve", "team", "run", "pretrain"}
+FOUR = THREE | {"recipe", "reading", "workspace", "stages", "progress", "estimate", "domains", "serve", "team", "run", "specialist", "pretrain"}
 
 MAY_IMPORT: dict[str, set[str]] = (
     {"__init__": set(), "errors": set(), "types": set(), "protocols": {"types"}, "files": {"errors"}}
@@ -23,7 +23,12 @@ MAY_IMPORT: dict[str, set[str]] = (
     | {name: ONE | {"loop"} for name in sorted(TWO)}
     | {"laws": ZERO | {"maths"}, "plan": ZERO | {"maths", "laws"}, "report": ZERO}
     | {"package": THREE - {"package"}, "domains": THREE, "serve": THREE, "team": THREE}
-    | {"run": FOUR - {"run"}, "pretrain": FOUR - {"pretrain", "run"}}
+    | {
+        "stages": FOUR - {"stages", "run", "specialist", "pretrain"},
+        "run": FOUR - {"run"},
+        "pretrain": FOUR - {"pretrain", "run", "specialist", "stages"},
+        "specialist": FOUR - {"run", "specialist", "pretrain"},
+    }
     | {"commands": FOUR, "cli": FOUR | {"commands"}, "__main__": {"cli"}}
 )
 
@@ -40,7 +45,7 @@ OUTSIDE: dict[str, set[str]] = {
     "maths": {"numpy", "scipy", "torch"},
     "laws": {"numpy", "scipy"},
     "plan": {"numpy", "scipy"},
-    "report": {"jinja2", "altair", "vl_convert"},
+    "report": {"jinja2", "markupsafe", "altair", "vl_convert", "rich"},
     "cli": {"typer"},
     "__main__": set(),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import typer
 
 from knowhow import reading
 from knowhow.commands.output import Output
-from knowhow.errors import UsageError
-from knowhow.files import canonical, digest
+from knowhow.errors import GateError, UsageError
+from knowhow.files import digest, read_json
 from knowhow.progress import duration
 from knowhow.recipe import PretrainRecipe, Recipe
 
@@ -42,8 +42,12 @@ def build(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
     from knowhow import run
 
     with output.progress() as progress:
-        result = run.build(reading.expanded(recipe), runs=how.runs, resume=how.resume, start_from=how.start, progress=progress, root=root)
-    _tell(result, record, output)
+        result = run.build(
+            reading.expanded(recipe), runs=how.runs, resume=how.resume, start_from=how.start, progress=progress, root=root, estimate=dict(record)
+        )
+    _tell(result.run.folder, output)
+    if result.failed:
+        raise GateError("; ".join(result.failed), fix=f"specialist and report are in {result.run.folder}", where="budget")
 
 
 def pretrain(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
@@ -51,7 +55,7 @@ def pretrain(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
     if not isinstance(recipe, PretrainRecipe):
         raise UsageError("a recipe for a specialist (it has no `corpora`)", allowed="a recipe with `corpora`", fix=f"knowhow build {path}", where=str(path))
     root = path.absolute().parent
-    folder = how.runs / f"{recipe.name}-{digest(canonical(recipe.model_dump(mode='json')))[:8]}"
+    folder = how.runs / f"{recipe.name}-{digest(recipe.model_dump(mode='json'))[:8]}"
     if folder.exists() and not how.resume:
         raise UsageError(f"{folder} is there already", fix="add --resume to go on with it, or remove it first", where=str(folder))
     from knowhow import pretrain as work
@@ -86,6 +90,34 @@ def _foresee(recipe: Recipe, how: How, output: Output) -> Mapping[str, Any]:
     return record
 
 
-def _tell(result: Any, record: Mapping[str, Any], output: Output) -> None:
+def _tell(run: Path, output: Output) -> None:
     """The table of baselines and specialist, where things are, and what to try next."""
-    raise UsageError("not yet")
+    from rich.console import Console
+
+    from knowhow.report import read, tables, verdict
+
+    results = read.load(run).results
+    specialist, report = run / "package" / "specialist", run / "report" / "report.html"
+    sentence = tables.verdict_line(results)
+    metric = verdict.headline_metric(results)
+    if not output.as_json:
+        Console().print(tables.text_table(results))
+    paths = f"specialist  {specialist}\nreport      {report.absolute().as_uri()}"
+    following = "\n".join(f"{'next' if number == 0 else '':<12}{line}" for number, line in enumerate(_next(run)))
+    output.result(
+        {
+            "event": "done",
+            "run": str(run),
+            "specialist": str(specialist),
+            "report": str(report),
+            "sha256": read_json(specialist / "knowhow.json")["digest"],
+            "verdict": sentence,
+            "results": [asdict(row) for row in verdict.ranked(results, metric)],
+        },
+        f"{sentence}\n\n{paths}\n{following}",
+    )
+
+
+def _next(run: Path) -> list[str]:
+    name = run.name if run.parent == Path("runs") else str(run)
+    return [f"knowhow ask {name} 'a text'", f"knowhow predict {name} FILE", f"knowhow report {name}", "knowhow runs ls"]

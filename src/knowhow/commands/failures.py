@@ -25,21 +25,24 @@ from knowhow.progress import json_line
 ClickError: Any = typer.BadParameter.__mro__[2]
 """The family of errors about the command line itself, wherever typer takes it from."""
 
+CTRL_C = 130
+"""What typer answers when it has caught a KeyboardInterrupt itself."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PATHS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _RESUMABLE = ("build", "pretrain")
 
 
-def guarded(app: typer.Typer, arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
-    words = [*words, "--help"] if words in ([], ["runs"]) else words
+def guarded(app: typer.Typer, words: list[str]) -> int:
+    """Run the command line `words`; returns the exit code."""
     as_json = "--json" in words or os.environ.get("KNOWHOW_JSON", "").lower() in ("1", "true", "yes", "on")
     debug = os.environ.get("KNOWHOW_DEBUG") == "1"
     _settle(debug)
     try:
         code = app(args=words, standalone_mode=False, prog_name="knowhow")
         sys.stdout.flush()
+        if code == CTRL_C:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else OK
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again when it closes stdout.

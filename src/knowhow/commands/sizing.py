@@ -52,7 +52,8 @@ def foresee(recipe: Recipe, runs: Path) -> tuple[estimate.Estimate, Machine, dic
             "base": both["base"]["licence"],
             "data": both["data"]["licence"],
             "use": both["use"],
-            "note": "; ".join(both["notes"]) or f"use: {both['use']}",
+            "licence": None if both["licence"] == "none" else both["licence"],
+            "note": "; ".join([f"use: {both['use']}", *both["notes"]]),
         },
     }
     return found, here, record

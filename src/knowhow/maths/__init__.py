@@ -1,0 +1,1 @@
+"""Mathematics that several stages share: statistics, losses. Pure functions with shape letters."""

@@ -1,0 +1,1 @@
+"""Models: the guard, loading and saving, heads, adapters, vocabulary, inference and generation."""
