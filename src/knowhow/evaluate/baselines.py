@@ -72,7 +72,7 @@ def fit_classical(
     fitted: dict[str, Fitted] = {}
     for done, name in enumerate(wanted):
         report(f"baseline {name}", done, len(wanted))
-        if name in ("tfidf-lr", "tfidf-ridge", "lightgbm", "presence-only", "copy-nearest") and grams is None:
+        if name in ("tfidf-lr", "tfidf-ridge", "lightgbm", "presence-only") and grams is None:
             grams = fit_grams(train.texts)
         fitted[name] = _fit(name, task, (train, valid), grams, limits, seed, report)
     report("baselines", len(wanted), len(wanted))
@@ -112,10 +112,10 @@ def _fit(
     if name == "constant":
         text = _commonest(train)
         return lambda texts: [text] * len(texts)
+    if name == "copy-nearest":
+        return _copy_nearest(train)
     assert counted is not None
     grams, train_NF = counted
-    if name == "copy-nearest":
-        return _copy_nearest(grams, train_NF, list(train.gold))
     columns_F = grams.words() if name == "presence-only" else np.arange(train_NF.shape[1])
     sides = [linear.Side(x[:, columns_F], r.gold, r.weights_N) for x, r in ((train_NF, train), (grams.counts(valid.texts), valid))]
     loss = _loss(task)
@@ -152,8 +152,9 @@ def _commonest(train: Rows) -> str:
     return min(mass, key=lambda text: (-mass[text], text))
 
 
-def _copy_nearest(grams: Grams, train_NF: sparse.csr_matrix, targets: list[str]) -> Fitted:
-    """The answer of the training prompt with the largest TF-IDF cosine; the first one wins ties."""
+def _copy_nearest(train: Rows) -> Fitted:
+    """The answer of the training prompt with the largest TF-IDF cosine (words and word pairs, rare ones too); the first one wins ties."""
+    grams, train_NF = fit_grams(train.texts, longest=2, rare=True)
     weighting = linear.tfidf(train_NF)
     known_NF = weighting(train_NF)
 
@@ -161,7 +162,7 @@ def _copy_nearest(grams: Grams, train_NF: sparse.csr_matrix, targets: list[str])
         near: list[str] = []
         for start in range(0, len(texts), 256):
             similarity = (weighting(grams.counts(texts[start : start + 256])) @ known_NF.T).toarray()
-            near += [targets[best] for best in similarity.argmax(1)]
+            near += [train.gold[best] for best in similarity.argmax(1)]
         return near
 
     return copy

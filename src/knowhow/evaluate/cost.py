@@ -21,7 +21,7 @@ RAPL = Path("/sys/class/powercap")
 
 def size(model: torch.nn.Module) -> Json:
     """Parameters (tied ones once), those that train, and their bytes as held in memory."""
-    unique = {parameter.data_ptr(): parameter for parameter in model.parameters() if parameter.numel()}.values()
+    unique = list(model.parameters())
     return {
         "parameters": sum(parameter.numel() for parameter in unique),
         "trainable": sum(parameter.numel() for parameter in unique if parameter.requires_grad),

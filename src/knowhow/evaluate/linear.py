@@ -62,7 +62,7 @@ def fit(train: Side, valid: Side, kind: AnswerKind, classes: int, limits: Limits
 def tfidf(counts_NF: sparse.csr_matrix) -> Callable[[sparse.csr_matrix], sparse.csr_matrix]:
     """Sublinear TF-IDF with unit rows, fitted on these counts."""
     transformer = TfidfTransformer(sublinear_tf=True).fit(counts_NF)
-    return lambda other_NF: sparse.csr_matrix(transformer.transform(other_NF))
+    return lambda other_NF: sparse.csr_matrix(transformer.transform(other_NF)) if other_NF.shape[0] else other_NF
 
 
 def _presence(counts_NF: sparse.csr_matrix) -> sparse.csr_matrix:

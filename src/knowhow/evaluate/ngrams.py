@@ -44,9 +44,9 @@ class Grams:
         return np.flatnonzero([" " not in gram for gram in self.vectoriser.get_feature_names_out()])
 
 
-def fit_grams(texts: Sequence[str], *, longest: int = 3) -> tuple[Grams, sparse.csr_matrix]:
-    """The n-grams (n ≤ `longest`) that occur in at least two texts (all of them where none does), and the texts' own counts."""
-    for least in (2, 1):
+def fit_grams(texts: Sequence[str], *, longest: int = 3, rare: bool = False) -> tuple[Grams, sparse.csr_matrix]:
+    """The n-grams (n ≤ `longest`) that occur in at least two texts (all of them with `rare`, or where none does), and the texts' own counts."""
+    for least in (1,) if rare else (2, 1):
         vectoriser = CountVectorizer(token_pattern=WORD, ngram_range=(1, longest), min_df=least, dtype=np.float64)
         try:
             counts_NF = vectoriser.fit_transform(texts)

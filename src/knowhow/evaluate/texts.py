@@ -43,12 +43,12 @@ def chrf(gold: Sequence[str], predictions: Predictions) -> Statistic:
 
 
 def _ngram_counts(answer: str, target: str) -> list[int]:
-    """[of the answer, of the target, in both] for each order."""
+    """[of the answer, of the target, in both] for each order; where the target has none, the answer's are not held against it (as sacrebleu)."""
     answer, target = "".join(answer.split()), "".join(target.split())
     row: list[int] = []
     for order in range(1, ORDERS + 1):
         of_answer, of_target = _ngrams(answer, order), _ngrams(target, order)
-        row += [of_answer.total(), of_target.total(), (of_answer & of_target).total()]
+        row += [of_answer.total() if of_target else 0, of_target.total(), (of_answer & of_target).total()]
     return row
 
 
