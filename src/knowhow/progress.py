@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 Clock = Callable[[], float]
+
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
+WORTH_A_LINE = 2.0
+"""Seconds below which the end of a piece of work needs no line."""
 
 RECENT = 20
 """Reports that make up the recent rate."""
@@ -66,7 +71,7 @@ def duration(seconds: float) -> str:
 
 
 class Lines:
-    """At most one line per `every` seconds for each piece of work, and one at its end."""
+    """A line when a stage begins; for each piece of work at most one per `every` seconds, and one at its end when it took long enough to wonder."""
 
     def __init__(self, stream: TextIO, *, every: float = 10.0, clock: Clock = time.monotonic) -> None:
         self.stream, self.every, self.clock = stream, every, clock
@@ -74,20 +79,30 @@ class Lines:
         self.spoken: dict[str, float] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        meter = self.meters.setdefault(what, Meter(self.clock))
+        if stage := stage_of(what):
+            if done < total:
+                self._say(f"[{done + 1} of {total}] {stage}")
+            return
+        name = constant(what)
+        meter = self.meters.setdefault(name, Meter(self.clock))
         meter.update(done, total)
         ended = bool(total) and done >= total
         now = self.clock()
-        if ended or now - self.spoken.setdefault(what, now) >= self.every:
-            self.spoken[what] = now
-            self.stream.write(f"{what}: {_state(meter, done, total, ended)}\n")
-            self.stream.flush()
+        waited = now - self.spoken.setdefault(name, now) >= self.every
+        if waited or (ended and meter.seconds_gone() >= WORTH_A_LINE):
+            self.spoken[name] = now
+            self._say(f"{what}: {_state(meter, done, total, ended)}")
         if ended:
-            del self.meters[what], self.spoken[what]
+            del self.meters[name], self.spoken[name]
+
+    def _say(self, line: str) -> None:
+        self.stream.write(line + "\n")
+        self.stream.flush()
 
 
 class JsonLines:
-    """{"event": "progress", "what", "done", "total", "seconds_left"} at most once per `every` seconds for each piece of work, and at its end."""
+    """{"event": "stage", "stage", "number", "of"} and {"event": "progress", "what", "done", "total", "seconds_left"}, the latter at most once per `every`
+    seconds for each piece of work, and at its end."""
 
     def __init__(self, emit: Callable[[Mapping[str, Any]], None], *, every: float = 1.0, clock: Clock = time.monotonic) -> None:
         self.emit, self.every, self.clock = emit, every, clock
@@ -95,20 +110,25 @@ class JsonLines:
         self.spoken: dict[str, float] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        meter = self.meters.setdefault(what, Meter(self.clock))
+        if stage := stage_of(what):
+            if done < total:
+                self.emit({"event": "stage", "stage": stage, "number": done + 1, "of": total})
+            return
+        name = constant(what)
+        meter = self.meters.setdefault(name, Meter(self.clock))
         meter.update(done, total)
         ended = bool(total) and done >= total
         now = self.clock()
-        if ended or now - self.spoken.get(what, -self.every) >= self.every:
-            self.spoken[what] = now
+        if ended or now - self.spoken.get(name, -self.every) >= self.every:
+            self.spoken[name] = now
             left = meter.seconds_left()
             self.emit({"event": "progress", "what": what, "done": done, "total": total, "seconds_left": None if left is None else round(left, 1)})
         if ended:
-            del self.meters[what], self.spoken[what]
+            del self.meters[name], self.spoken[name]
 
 
 class Bars:
-    """One bar per piece of work on a terminal; a finished one stays as a line."""
+    """One bar per piece of work on a terminal, under the name of its stage; a finished one stays as a line."""
 
     def __init__(self, bars: RichProgress, *, every: float = 0.1, clock: Clock = time.monotonic) -> None:
         self.bars, self.every, self.clock = bars, every, clock
@@ -117,18 +137,43 @@ class Bars:
         self.drawn: dict[str, float] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        meter = self.meters.setdefault(what, Meter(self.clock))
+        if stage := stage_of(what):
+            self._begin(stage, done, total)
+            return
+        name = constant(what)
+        meter = self.meters.setdefault(name, Meter(self.clock))
         meter.update(done, total)
-        if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, total=total or None, left="")
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(what, total=total or None, left="")
         ended = bool(total) and done >= total
         now = self.clock()
-        if not ended and now - self.drawn.get(what, -self.every) < self.every:
+        if not ended and now - self.drawn.get(name, -self.every) < self.every:
             return
-        self.drawn[what] = now
-        self.bars.update(self.tasks[what], completed=done, total=total or None, left=_left(meter, ended))
+        self.drawn[name] = now
+        self.bars.update(self.tasks[name], description=what, completed=done, total=total or None, left=_left(meter, ended))
         if ended:
-            del self.meters[what], self.tasks[what], self.drawn[what]
+            del self.meters[name], self.tasks[name], self.drawn[name]
+
+    def _begin(self, stage: str, number: int, count: int) -> None:
+        """What an earlier stage left without an end is not shown on."""
+        for task in self.tasks.values():
+            self.bars.remove_task(task)
+        self.meters.clear()
+        self.tasks.clear()
+        self.drawn.clear()
+        if number < count:
+            self.bars.console.print(f"[{number + 1} of {count}] {stage}", markup=False, highlight=False)
+
+
+def stage_of(what: str) -> str:
+    """`stage data` → "data": the flow announces its stages with their number as `done`; nothing for other work."""
+    word, _, name = what.partition(" ")
+    return name if word == "stage" else ""
+
+
+def constant(what: str) -> str:
+    """The part of a description that stays while its numbers (a loss, say) change."""
+    return _NUMBER.sub("#", what)
 
 
 def quiet(what: str, done: int, total: int) -> None:

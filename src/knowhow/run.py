@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from knowhow import __version__
+from knowhow.errors import GateError
 from knowhow.files import digest, digest_file, digest_folder, read_json, write_json
 from knowhow.protocols import Progress
 from knowhow.recipe import Recipe
@@ -50,7 +51,7 @@ class RunResult:
 def build(
     recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, estimate: dict[str, Any] | None = None
 ) -> RunResult:
-    """Run every stage. Gates of the recipe's budget that were not met are in `failed`, with everything written: whoever asked for the build decides."""
+    """Run every stage. Raises GateError at the very end, with everything written, when a gate of the recipe's budget was not met."""
     asked = recipe.model_dump(mode="json")
     asked_digest = digest({"recipe": asked, "from": start_from and digest_folder(start_from)})
     run = open_run(runs, recipe.name, asked_digest, resume=resume)
@@ -71,6 +72,8 @@ def build(
         finish.measured(at)
         manifest = read_json(run.path("package", "specialist", "knowhow.json"))
         result = RunResult(run, run.path("package", "specialist"), run.path("report", "report.html"), str(manifest["digest"]), tuple(evaluate.gate(at)))
+    if result.failed:
+        raise GateError("; ".join(result.failed), fix=f"the specialist and its report are in {run.folder}", where="budget")
     return result
 
 

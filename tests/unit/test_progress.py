@@ -73,6 +73,38 @@ def test_lines_are_rare() -> None:
     assert shown[-1] == "train: 100 of 100, done in 50 s"
 
 
+def test_stages_are_named_and_short_work_is_not() -> None:
+    clock, stream, rows = Clock(), io.StringIO(), list[Mapping[str, Any]]()
+    for progress in (Lines(stream, clock=clock), JsonLines(rows.append, clock=clock)):
+        progress("stage data", 0, 2)
+        progress("quick", 1, 1)
+        progress("stage adapt", 1, 2)
+        progress("stage report", 2, 2)
+    assert stream.getvalue() == "[1 of 2] data\n[2 of 2] adapt\n"
+    assert [row["stage"] for row in rows if row["event"] == "stage"] == ["data", "adapt"]
+
+
+def test_a_description_whose_numbers_change_is_one_piece_of_work() -> None:
+    clock, stream = Clock(), io.StringIO()
+    lines = Lines(stream, clock=clock)
+    for done in range(101):
+        lines(f"phase 1 of 1, lr 1e-3, loss {1 / (done + 1):.4f}", done, 100)
+        clock.now += 0.5
+    assert stream.getvalue().splitlines()[-1] == "phase 1 of 1, lr 1e-3, loss 0.0099: 100 of 100, done in 50 s"
+    assert len(stream.getvalue().splitlines()) == 5
+
+
+def test_bars_of_an_earlier_stage_go() -> None:
+    with _rich() as shown:
+        bars = Bars(shown, clock=Clock())
+        bars("stage data", 0, 2)
+        bars("reading", 5, 0)
+        bars("loss 0.5", 1, 10)
+        bars("loss 0.25", 10, 10)
+        bars("stage adapt", 1, 2)
+        assert [task.description for task in shown.tasks] == ["loss 0.25"]
+
+
 def test_work_of_unknown_size() -> None:
     clock, stream = Clock(), io.StringIO()
     lines = Lines(stream, clock=clock)

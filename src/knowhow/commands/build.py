@@ -17,6 +17,7 @@ from knowhow.errors import GateError, UsageError
 from knowhow.files import digest, read_json
 from knowhow.progress import duration
 from knowhow.recipe import PretrainRecipe, Recipe
+from knowhow.workspace import list_runs
 
 ASK_ABOVE_MINUTES = 60.0
 
@@ -41,13 +42,15 @@ def build(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
     record = _foresee(here, how, output)
     from knowhow import run
 
-    with output.progress() as progress:
-        result = run.build(
-            reading.expanded(recipe), runs=how.runs, resume=how.resume, start_from=how.start, progress=progress, root=root, estimate=dict(record)
-        )
+    asked, about = reading.expanded(recipe), dict(record)
+    try:
+        with output.progress() as progress:
+            result = run.build(asked, runs=how.runs, resume=how.resume, start_from=how.start, progress=progress, root=root, estimate=about)
+    except GateError:
+        # Everything is written when a gate fails; the run that was written last is this one.
+        _tell(list_runs(how.runs)[-1].folder, output)
+        raise
     _tell(result.run.folder, output)
-    if result.failed:
-        raise GateError("; ".join(result.failed), fix=f"specialist and report are in {result.run.folder}", where="budget")
 
 
 def pretrain(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
