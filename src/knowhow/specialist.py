@@ -62,18 +62,21 @@ def open_specialist(where: str, runs: Path) -> Opened:
     manifest = package.read(folder)
     task = Task(manifest.task.kind, tuple(manifest.task.labels), manifest.task.many, manifest.task.metric, manifest.task.instruction)
     head: Any = "classifier" if task.classes else "lm" if task.kind == "generate" else "regressor"
-    loaded = _adapter(folder, manifest, head, task) if (folder / "adapter_config.json").is_file() else _whole(folder, head, task)
-    recipe = manifest.recipe or {}
-    spec = BaseSpec(**{name: value for name, value in recipe.get("base", {}).items() if name in ("context", "truncate")})
-    return Opened(manifest.name, folder, manifest.digest, loaded, task, spec, manifest.calibration)
+    loaded = _adapter(folder, head, task) if (folder / "adapter_config.json").is_file() else _whole(folder, head, task)
+    spec = BaseSpec(context=manifest.input.context, truncate=manifest.input.truncate)
+    said = manifest.calibration
+    fitted = {"temperature": {"temperature": said.temperature}, "thresholds": said.thresholds, "abstention": said.abstention} if said.temperature else None
+    return Opened(manifest.name, folder, manifest.digest, loaded, task, spec, fitted)
 
 
 def _whole(folder: Path, head: Any, task: Task) -> load.Loaded:
     return load.load(str(folder), head=head, labels=task.labels if task.classes else (), many=task.many)
 
 
-def _adapter(folder: Path, manifest: Any, head: Any, task: Task) -> load.Loaded:
-    base = load.load(manifest.base.source, head=head, labels=task.labels if task.classes else (), many=task.many, revision=manifest.base.revision)
+def _adapter(folder: Path, head: Any, task: Task) -> load.Loaded:
+    """An adapter on the base that it names; load_adapter refuses any other weights."""
+    named = read_json(folder / adapters.BASE_FILE)["source"]
+    base = load.load(named, head=head, labels=task.labels if task.classes else (), many=task.many)
     return adapters.load_adapter(base, folder)
 
 

@@ -32,7 +32,8 @@ def package(build: Build, folder: Path) -> None:
     made = Specialist(build.recipe.name, ref, build.task, results, (), (), tuple(limits(build)), licence, {})
     extras = {
         "recipe": read_json(build.run.path("recipe.json")),
-        "calibration": (_optional(build.run.path("evaluate", "calibration.json")) or {}).get("fitted"),
+        "calibration": _calibration(build),
+        "input": {"context": build.recipe.base.context, "truncate": build.recipe.base.truncate},
         "audit": _optional(build.run.path("data", "audit.json")),
         "vocabulary": _optional(build.run.path("base", "vocabulary.json")),
         "forgetting": _optional(build.run.path("evaluate", "forgetting.json")),
@@ -42,6 +43,11 @@ def package(build: Build, folder: Path) -> None:
     if build.recipe.package.label_tokens:
         shutil.rmtree(folder / "label-tokens", ignore_errors=True)
         load.save(label_tokens.to_label_tokens(specialist(build)), folder / "label-tokens")
+
+
+def _calibration(build: Build) -> dict[str, Any] | None:
+    found = _optional(build.run.path("evaluate", "calibration.json"))
+    return found and {**found["fitted"], "temperature": found["temperature"]}
 
 
 def limits(build: Build) -> list[str]:
