@@ -29,7 +29,7 @@ def write_run(folder: Path, *, seed: int = 0, hostile: bool = False, beats: bool
     save(folder / "recipe.json", recipe(labels, HOSTILE if hostile else "Families of malware from the order of the calls that a sandbox saw."))
     save(folder / "estimate.json", estimate(hostile))
     save(folder / "data/audit.json", audit(labels, rng, hostile))
-    save(folder / "data/vocabulary.json", {"words": 1312, "before": 611.4, "after": 148.2})
+    save(folder / "base/vocabulary.json", {"words": 1312, "before": 611.4, "after": 148.2})
     save_lines(folder / "adapt/trace.jsonl", trace(rng))
     save(folder / "evaluate/results.json", results(scores, labels, rng))
     save(folder / "evaluate/confusion.json", {"labels": list(labels), "matrix": confusion(len(labels), rng)})

@@ -135,7 +135,7 @@ def test_a_partly_finished_run_says_what_is_not_there(tmp_path: Path) -> None:
 def test_torn_and_misshapen_files_leave_one_line_each(tmp_path: Path) -> None:
     run = fake_run.write_run(tmp_path)
     (run / "data/audit.json").write_text('{"rows": 3')
-    (run / "data/vocabulary.json").unlink()
+    (run / "base/vocabulary.json").unlink()
     (run / "evaluate/calibration.json").write_text("[1, 2]")
     (run / "evaluate/confusion.json").write_text('{"labels": ["a", "b"], "matrix": [[1], [2]]}')
     (run / "evaluate/forgetting.json").write_text('{"value": "much"}')
