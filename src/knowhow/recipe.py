@@ -49,7 +49,7 @@ class VocabularySpec(Section):
     """One token per domain word: an API name that costs six tokens is six times as slow and hard to see."""
 
     extend: bool = Field(False, description="add domain words to the tokenizer; new rows start from the mean of their pieces")
-    pattern: str = Field(r"\S+", description="regular expression of a word")
+    pattern: str | list[str] = Field(r"\S+", description="regular expression of a word, or several: a pattern with a space joins neighbours into one token")
     min_count: Count = Field(5, description="a word must occur in at least so many training rows")
     max_new: Count = Field(2000, description="at most so many new words")
 
@@ -168,6 +168,8 @@ class PhaseSpec(Section):
     compile: bool = Field(False, description="torch.compile: about a minute to warm up, then faster")
     head_lr: Positive | None = Field(None, description="learning rate of a fresh head; left out: the same as lr")
     label_smoothing: Fraction = 0.0
+    drop_tokens: Fraction = Field(0.0, description="share of an input's tokens left out at random at each visit (classify): fewer rows learnt by heart")
+    average: Fraction = Field(0.0, description="decay of a running mean of the weights; the mean is what is validated and kept (0: off)")
     weights: Literal["rows", "sqrt", "distinct"] = Field("rows", description="how copies of a row count in the loss")
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
 

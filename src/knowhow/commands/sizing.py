@@ -99,7 +99,9 @@ def _generated(recipe: Recipe) -> str | None:
 def _load(recipe: Recipe, base: Path, texts: list[str], count: int, held: int) -> Load:
     sample = texts[:SAMPLE] or [""]
     characters = sum(map(len, sample)) / len(sample)
-    tokens = _tokens(base, sample, recipe.base.vocabulary.pattern if recipe.base.vocabulary.extend else None)
+    pattern = recipe.base.vocabulary.pattern
+    words = pattern if isinstance(pattern, str) else "|".join(f"(?:{one})" for one in pattern)
+    tokens = _tokens(base, sample, words if recipe.base.vocabulary.extend else None)
     context = recipe.base.context or _first(_json(base / "config.json"), ("max_position_embeddings", "n_positions")) or 1024
     return Load(count, held, sum(min(length, context) for length in tokens) / len(tokens), characters)
 

@@ -6,7 +6,7 @@ B rows of a microbatch, T its longest row rounded up. Padding is on the right.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -72,6 +72,7 @@ class TokenBudget:
     pad: int
     seed: int
     language_model: bool = False
+    drop: float = 0.0
     epoch: int = 0
     index: int = 0
 
@@ -79,9 +80,10 @@ class TokenBudget:
         while True:
             plan = self.plan(self.epoch)
             while self.index < len(plan):
-                micro = plan[self.index]
+                micro, random = plan[self.index], np.random.Generator(np.random.PCG64([self.seed, self.epoch, self.index]))
                 self.index += 1
-                yield [collate(self.rows, chosen, pad=self.pad, language_model=self.language_model) for chosen in micro]
+                batches = [collate(self.rows, chosen, pad=self.pad, language_model=self.language_model) for chosen in micro]
+                yield [thinned(batch, self.drop, self.pad, random) for batch in batches] if self.drop else batches
             self.epoch, self.index = self.epoch + 1, 0
 
     def state(self) -> dict[str, int]:
@@ -151,6 +153,20 @@ def collate(rows: Rows, chosen: np.ndarray, *, pad: int, language_model: bool) -
         groups=[rows.groups[row] for row in chosen] if rows.groups else (),
         ids=[rows.ids[row] for row in chosen],
     )
+
+
+def thinned(batch: Batch, share: float, pad: int, random: np.random.Generator) -> Batch:
+    """The microbatch with about `share` of each row's tokens left out; the first and the last always stay."""
+    mask_BT = batch.mask_BT.numpy()
+    lengths_B = mask_BT.sum(1)
+    keep_BT = mask_BT & (random.random(mask_BT.shape) >= share)
+    keep_BT[:, 0] = True
+    keep_BT[np.arange(len(lengths_B)), lengths_B - 1] = True
+    width = int(_rounded(keep_BT.sum(1)).max())
+    order_BT = np.argsort(~keep_BT, axis=1, kind="stable")[:, :width]
+    kept_BT = np.take_along_axis(keep_BT, order_BT, 1)
+    tokens_BT = np.where(kept_BT, np.take_along_axis(batch.tokens_BT.numpy(), order_BT, 1), pad)
+    return replace(batch, tokens_BT=torch.from_numpy(tokens_BT), mask_BT=torch.from_numpy(kept_BT))
 
 
 def _rounded(lengths: np.ndarray) -> np.ndarray:

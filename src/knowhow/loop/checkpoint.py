@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from knowhow.files import read_json, write_json, writing
+from knowhow.loop.average import Average
 from knowhow.loop.optim import Optim
 
 
-def save(folder: Path, model: torch.nn.Module, optim: Optim, progress: Mapping[str, Any]) -> None:
+def save(folder: Path, model: torch.nn.Module, optim: Optim, progress: Mapping[str, Any], average: Average | None = None) -> None:
     """Replace the checkpoint in `folder` by this moment; `progress` is any JSON (step, tokens, batches' state, best so far).
 
     The new one is complete on disk before the old one goes; raises ResourceError when the disk is full."""
@@ -26,6 +27,8 @@ def save(folder: Path, model: torch.nn.Module, optim: Optim, progress: Mapping[s
         save_weights(fresh / "weights.safetensors", model)
         save_file(_contiguous(optim.state()), fresh / "optim.safetensors")
         save_file({"cpu": torch.get_rng_state()}, fresh / "random.safetensors")
+        if average is not None:
+            save_file(_contiguous(average.state()), fresh / "average.safetensors")
         write_json(fresh / "progress.json", progress)
         old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
@@ -47,10 +50,12 @@ def find(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def restore(folder: Path, model: torch.nn.Module, optim: Optim) -> None:
-    """Put weights, optimizer and random state back."""
+def restore(folder: Path, model: torch.nn.Module, optim: Optim, average: Average | None = None) -> None:
+    """Put weights, optimizer, running mean and random state back."""
     load_weights(folder / "weights.safetensors", model)
     optim.restore(load_file(folder / "optim.safetensors"))
+    if average is not None:
+        average.restore(load_file(folder / "average.safetensors"))
     torch.set_rng_state(load_file(folder / "random.safetensors")["cpu"])
 
 

@@ -39,7 +39,7 @@ def propose(
     else:
         counts = Counter(word for text in words for word in expression.findall(text))
     known = set(tokenizer.get_vocab())
-    often = sorted(word for word, count in counts.items() if count >= min_count and 1 < len(word) <= LONGEST and word.isprintable() and " " not in word)
+    often = sorted(word for word, count in counts.items() if count >= min_count and 1 < len(word) <= LONGEST and word.isprintable())
     often = [word for word in often if word not in known]
     costs = [len(row) for row in pieces(tokenizer, [f" {word}" for word in often])]
     saved = {word: counts[word] * (cost - 1) for word, cost in zip(often, costs, strict=True) if cost > 1}

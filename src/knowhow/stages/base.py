@@ -19,9 +19,10 @@ def work(build: Build, folder: Path) -> None:
     about |= {"kind": base.kind, "context": base.context, "parameters": sum(p.numel() for p in base.model.parameters())}
     if spec.vocabulary.extend and build.start_from is None:
         texts = [prompt_text(example, build.task) for example in build.rows("train")]
-        words = vocabulary.propose(
-            texts, base.tokenizer, pattern=spec.vocabulary.pattern, min_count=spec.vocabulary.min_count, max_new=spec.vocabulary.max_new
-        )
+        asked = spec.vocabulary
+        patterns = [asked.pattern] if isinstance(asked.pattern, str) else asked.pattern
+        found = (vocabulary.propose(texts, base.tokenizer, pattern=p, min_count=asked.min_count, max_new=asked.max_new) for p in patterns)
+        words = list(dict.fromkeys(word for some in found for word in some))
         if words:
             extended = vocabulary.extend(base, words)
             price = vocabulary.price(texts, base.tokenizer, extended.tokenizer)

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from knowhow.evaluate.labels import best_thresholds
 from knowhow.evaluate.scorers import named
 from knowhow.files import append_jsonl, read_json, read_jsonl, write_atomic, write_json
 from knowhow.loop import checkpoint
+from knowhow.loop.average import Average
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train
 from knowhow.model import adapters, infer, load
@@ -91,7 +93,8 @@ class Phase:
     def batches(self, rows: Rows, pad: int) -> TokenBudget:
         spec = self.spec
         micro = min(spec.microbatch_tokens, spec.batch_tokens)
-        return TokenBudget(rows, spec.batch_tokens, micro, pad, self.build.recipe.seed, self.language_model)
+        drop = 0.0 if self.language_model else spec.drop_tokens
+        return TokenBudget(rows, spec.batch_tokens, micro, pad, self.build.recipe.seed, self.language_model, drop)
 
     def objective(self, rows: Rows, loaded: load.Loaded) -> Objective:
         spec, task = self.spec, self.build.task
@@ -159,9 +162,10 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
     loaded = phase.fresh()
     batches = phase.batches(rows, loaded.tokenizer.pad_token_id)
     optim = Optim(loaded.model, OptimSpec(lr, weight_decay=spec.weight_decay, head_lr=spec.head_lr))
+    average = Average(loaded.model, spec.average) if spec.average else None
     step, tokens, best = 0, 0, Best()
     if found := checkpoint.find(here / "checkpoint"):
-        checkpoint.restore(here / "checkpoint", loaded.model, optim)
+        checkpoint.restore(here / "checkpoint", loaded.model, optim, average)
         batches.restore(found["batches"])
         step, tokens, best = found["step"], found["tokens"], Best(**found["best"])
     trace = here / "trace.jsonl"
@@ -174,17 +178,20 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
         for info in train(loaded.model, phase.objective(rows, loaded), batches, optim, schedule(spec.schedule, steps, warmup=spec.warmup), loop):
             step = info.step
             _note(trace, phase.number, info, steps)
+            if average is not None:
+                average.update()
             if step % every == 0 or step == steps:
-                row, score = validate(loaded)
-                append_jsonl(trace, {"phase": phase.number, "step": step, **row})
-                if best.update(score, step):
-                    checkpoint.save_weights(here / "best.safetensors", loaded.model)
+                with average.applied() if average is not None else nullcontext():
+                    row, score = validate(loaded)
+                    append_jsonl(trace, {"phase": phase.number, "step": step, **row})
+                    if best.update(score, step):
+                        checkpoint.save_weights(here / "best.safetensors", loaded.model)
             phase.build.progress(f"{label}, loss {info.loss:.3f}", step, steps)
             if spec.patience is not None and best.since >= spec.patience:
                 break
             if step % spec.checkpoint_every == 0:
                 state = {"step": step, "tokens": info.tokens_seen, "best": vars(best), "batches": batches.state()}
-                checkpoint.save(here / "checkpoint", loaded.model, optim, state)
+                checkpoint.save(here / "checkpoint", loaded.model, optim, state, average)
     except KeyboardInterrupt as stop:
         raise Interrupted("stopped by the user", fix="run the same command again with --resume: it goes on at the last checkpoint") from stop
     except FloatingPointError as error:
