@@ -8,6 +8,7 @@ beside what was planted.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -82,6 +83,7 @@ def main(count: int) -> dict[str, object]:
         "seconds_audit": round(spent, 1),
         "cpu_seconds_audit": round(busy, 1),
         "finished_at": stages,
+        "load_average": [round(load, 1) for load in os.getloadavg()],
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "found": {
             "duplicates": {kind: report["duplicates"][kind] for kind in ("exact", "near")},

@@ -109,7 +109,7 @@ def _checked(row: Any, text: str, where: str) -> Mapping[str, Any]:
 
 
 class _Text:
-    """A window of decoded text that moves through the file; `pos` is the next character to read."""
+    """A window of decoded text that moves through the file; `pos` is the next character to read, `line` the line that it is on."""
 
     def __init__(self, source: JsonArray) -> None:
         self.path, self.line, self.pos, self.buffer, self.ended = source.path, 1, 0, "", False
@@ -118,7 +118,6 @@ class _Text:
 
     def more(self) -> bool:
         """Drop what was read and at least double what is left; False when there was nothing more."""
-        self.line += self.buffer.count("\n", 0, self.pos)
         left, gained, pieces = len(self.buffer) - self.pos, 0, [self.buffer[self.pos :]]
         while gained <= left and not self.ended:
             chunk = next(self._chunks, b"")
@@ -144,14 +143,18 @@ class _Text:
     def peek(self) -> str:
         """The next character that is not space; empty at the end of the file."""
         while True:
-            self.pos = _SPACE.match(self.buffer, self.pos).end()
+            self.advance(_SPACE.match(self.buffer, self.pos).end())
             if self.pos < len(self.buffer):
                 return self.buffer[self.pos]
             if not self.more() and self.pos >= len(self.buffer):
                 return ""
 
+    def advance(self, pos: int) -> None:
+        self.line += self.buffer.count("\n", self.pos, pos)
+        self.pos = pos
+
     def where(self) -> str:
-        return f"{self.path}:{self.line + self.buffer.count(chr(10), 0, self.pos)}"
+        return f"{self.path}:{self.line}"
 
 
 def _elements(text: _Text, source: JsonArray) -> Iterator[Mapping[str, Any]]:
@@ -195,7 +198,8 @@ def _element(text: _Text, decoder: json.JSONDecoder, limit: int) -> Mapping[str,
             ) from error
         if end - text.pos > limit:
             raise streams.row_too_long(where, limit)
-        source, text.pos = text.buffer[text.pos : end], end
+        source = text.buffer[text.pos : end]
+        text.advance(end)
         return _checked(row, source, where)
 
 

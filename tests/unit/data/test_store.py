@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from knowhow.data import store
-from knowhow.errors import UsageError
+from knowhow.errors import ResourceError, UsageError
 from knowhow.types import Completion, Example, Message, Span
 
 KINDS = [
@@ -72,6 +73,16 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
         store.write(tmp_path / "a.arrow", broken())
     with pytest.raises(UsageError, match="'bad'"):
         store.write(tmp_path / "a.arrow", [*KINDS, Example("bad", "half a pair \ud800")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(ResourceError, match="disk is full"):
+        store.write(tmp_path / "a.arrow", KINDS)
     assert list(tmp_path.iterdir()) == []
 
 
