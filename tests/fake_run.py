@@ -40,7 +40,7 @@ def write_run(folder: Path, *, seed: int = 0, hostile: bool = False, beats: bool
     save(folder / "evaluate/memorisation.json", memorisation())
     save_lines(folder / "evaluate/samples.jsonl", samples(labels, rng, hostile))
     save(folder / "measured.json", measured(seed))
-    save(folder / "package/knowhow.json", package(hostile))
+    save(folder / "package/specialist/knowhow.json", package(hostile))
     return folder
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -32,18 +32,19 @@ OWN = frozenset({MANIFEST, "README.md", "recipe.yaml"})
 BESIDE = frozenset({"measured.json", "report.html", ".gitattributes"})
 EXTRAS = frozenset({"calibration", "recipe", "input", "audit", "licences", "vocabulary", "forgetting", "memorisation", "language"})
 LIMIT = 32_000_000
+AGAIN = "build or copy it again"
 CLOCKED = re.compile(r"second|minute|_ms$|latency|joule|watt|date|time")
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """Every part of a manifest: unknown keys are refused, values do not change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TaskPart(Part):
+class TaskPart(Section):
     kind: Literal["classify", "regress", "generate", "score"]
     labels: tuple[str, ...] = ()
     many: bool = False
@@ -51,7 +52,7 @@ class TaskPart(Part):
     instruction: str = ""
 
 
-class BasePart(Part):
+class BasePart(Section):
     source: str
     revision: str | None = None
     dtype: str
@@ -60,14 +61,18 @@ class BasePart(Part):
     sha256: str = ""
 
 
-class IntervalPart(Part):
+class IntervalPart(Section):
     value: Finite
     low: Finite
     high: Finite
     n: int
 
 
-class ResultPart(IntervalPart):
+class ResultPart(Section):
+    value: Finite
+    low: Finite
+    high: Finite
+    n: int
     task: str
     metric: str
     slice: str
@@ -76,20 +81,20 @@ class ResultPart(IntervalPart):
     cost: dict[str, Finite] = {}
 
 
-class CalibrationPart(Part):
+class CalibrationPart(Section):
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     thresholds: tuple[Finite, ...] | None = None
-    abstention: dict[str, Finite | str | None] | None = None
+    abstention: dict[str, Any] | None = None
 
 
-class InputPart(Part):
+class InputPart(Section):
     """How inputs are cut: the most tokens (None: the model's context) and which part goes."""
 
     context: int | None = None
     truncate: Literal["tail", "head", "middle"] = "tail"
 
 
-class Manifest(Part):
+class Manifest(Section):
     """knowhow.json. `digest` is the sha256 of the canonical JSON of everything else, so a change anywhere shows."""
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)]
@@ -104,7 +109,7 @@ class Manifest(Part):
     predictions: tuple[dict[str, Any], ...] = ()
     limits: tuple[str, ...] = ()
     licence: str
-    licences: dict[str, str | None] = {}
+    licences: dict[str, Any] = {}
     calibration: CalibrationPart = CalibrationPart()
     input: InputPart = InputPart()
     vocabulary: dict[str, Any] | None = None
@@ -120,7 +125,7 @@ class Manifest(Part):
 def package(source: Path, out: Path, *, specialist: Specialist, extras: Mapping[str, Any], adapter: bool) -> dict[str, Any]:
     """Write the specialist folder `out` from the model (or adapter) folder `source`; returns the manifest as written.
 
-    `extras`: calibration, recipe, audit, licences, vocabulary, forgetting, memorisation (the run's JSON objects) and language (codes), all optional.
+    `extras`: calibration, input, recipe, audit, licences, vocabulary, forgetting, memorisation (JSON objects) and language (codes), all optional.
     An `out` that is already a specialist is replaced as a whole. Raises SafetyError when `source` holds what a model must not hold,
     UsageError when `out` is something else, ResourceError when the disk is full."""
     assert set(extras) <= EXTRAS, f"unknown extras {set(extras) - EXTRAS}"
@@ -149,17 +154,14 @@ def read(folder: Path) -> Manifest:
         raise UsageError(f"{folder} holds no {MANIFEST}", allowed="a specialist folder made by `knowhow build`", where=str(folder))
     manifest, document = _parse(path)
     if digest({key: value for key, value in document.items() if key != "digest"}) != manifest.digest:
-        raise SafetyError(
-            f"{MANIFEST} was changed after it was written", allowed=f"digest {manifest.digest[:16]}…", fix="build or copy it again", where=str(path)
-        )
+        raise SafetyError(f"{MANIFEST} was changed after it was written", allowed=f"digest {manifest.digest}", fix=AGAIN, where=str(path))
     present = set(_files(folder)) - BESIDE - {MANIFEST}
     for name in manifest.files:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or name not in present:
-            raise SafetyError(f"{name} is not there", allowed="every file of the manifest", fix="build or copy it again", where=str(folder))
+        # names are not paths: only what is found under the folder is ever opened
+        if name not in present:
+            raise SafetyError(f"{name} is not there", allowed="every file of the manifest", fix=AGAIN, where=str(folder))
         if digest_file(folder / name) != manifest.files[name]:
-            raise SafetyError(
-                f"{name} was changed after it was packaged", allowed=f"sha256 {manifest.files[name]}", fix="build or copy it again", where=str(folder / name)
-            )
+            raise SafetyError(f"{name} was changed after it was packaged", allowed=f"sha256 {manifest.files[name]}", fix=AGAIN, where=str(folder / name))
     added = sorted(present - set(manifest.files))
     if added:
         raise SafetyError(f"{added[0]} was added after packaging", allowed="the files of the manifest", fix=f"remove {added[0]}", where=str(folder / added[0]))
@@ -190,7 +192,7 @@ def _parse(path: Path) -> tuple[Manifest, dict[str, Any]]:
         where = ".".join(str(step) for step in first["loc"]) or "the whole file"
         raise UsageError(f"{where}: {first['msg']}", allowed=f"a manifest of version {SCHEMA_VERSION}", fix="build it again", where=str(path)) from None
     except (ValueError, RecursionError):
-        raise UsageError(f"{MANIFEST} is not JSON", allowed="a specialist folder", fix="build or copy it again", where=str(path)) from None
+        raise UsageError(f"{MANIFEST} is not JSON", allowed="a specialist folder", fix=AGAIN, where=str(path)) from None
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -215,7 +217,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _fill(folder: Path, specialist: Specialist, extras: Mapping[str, Any], *, adapter: bool) -> dict[str, Any]:
     """Card, recipe, results, and last the manifest with the digests of all files."""
-    base = dataclasses.replace(specialist.base, source=portable(specialist.base.source))
+    base = dataclasses.replace(specialist.base, source=card.portable(specialist.base.source))
     finite = tuple(row for row in specialist.results if all(map(math.isfinite, (row.value, row.low, row.high))))
     named = dataclasses.replace(specialist, base=base, results=finite)
     results = [_result(row) for row in finite]
@@ -240,7 +242,7 @@ def _fill(folder: Path, specialist: Specialist, extras: Mapping[str, Any], *, ad
         "licences": dict(extras.get("licences") or {}),
         "calibration": {key: calibration.get(key) for key in ("temperature", "thresholds", "abstention")},
         "input": dict(extras.get("input") or {}),
-        "vocabulary": extras.get("vocabulary"),
+        "vocabulary": {key: value for key, value in (extras.get("vocabulary") or {}).items() if key != "new_words"} or None,
         "audit": _without_rows(extras.get("audit")),
         "files": digest_folder(folder),
     }
@@ -251,14 +253,6 @@ def _fill(folder: Path, specialist: Specialist, extras: Mapping[str, Any], *, ad
     Manifest.model_validate(manifest)
     write_json(folder / MANIFEST, manifest)
     return manifest
-
-
-def portable(source: str) -> str:
-    """The base's name without this machine's folders: a hub id or a packaged name as it is, a hub cache's folder as its id, else the folder's own name."""
-    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", source)
-    if cached:
-        return f"{cached[1]}/{cached[2]}"
-    return source if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists() else Path(source).name
 
 
 def _result(row: EvalResult) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 
 from knowhow.errors import SafetyError, UsageError
 from knowhow.files import digest, digest_folder
-from knowhow.package import MANIFEST, as_specialist, package, portable, read
+from knowhow.package import MANIFEST, as_specialist, package, read
+from knowhow.report.card import portable
 from knowhow.types import EvalResult, Interval, ModelRef, Specialist, Task
 
 CHANGES = (
@@ -66,11 +67,12 @@ def extras() -> dict[str, Any]:
     abstention = {"risk": 0.05, "threshold": 0.8, "coverage": 0.4, "bound": 0.049}
     leakage = {"train→test": {"exact": 5, "near": 1} | secret}
     return {
-        "calibration": {"temperature": 1.7, "abstention": abstention, "before": {"ece": 0.1, "bins": []}},
-        "recipe": {"name": "triage", "description": "Families.", "data": {"train": "org/traces", "test": "/home/somebody/test.jsonl"}, "seed": 7},
+        "input": {"context": 256, "truncate": "head"},
+        "calibration": {"temperature": 1.7, "thresholds": [0.5, 0.4, 0.6], "abstention": abstention, "before": {"ece": 0.1, "bins": []}},
+        "recipe": {"name": "triage", "description": "Families.", "data": {"train": "org/traces", "test": "/srv/somebody/test.jsonl"}, "seed": 7},
         "audit": {"rows": {"train": 900, "test": 300}, "duplicates": {"exact": 3} | secret, "leakage": leakage, "warnings": ["few rats"]},
         "licences": {"base": "Apache-2.0", "data": "MIT", "note": "Any use with attribution."},
-        "vocabulary": {"words": 12, "before": 600.0, "after": 150.0},
+        "vocabulary": {"words": 12, "new_words": ["SECRET TRAINING ROW"], "before": 600.0, "after": 150.0},
         "forgetting": {"value": 0.1, "low": 0.08, "high": 0.12, "n": 400, "unit": "nats per token"},
         "language": ["en"],
     }
@@ -84,6 +86,7 @@ def test_model_files_are_unchanged_and_the_manifest_reads_back(made: Path, model
     assert {name: after[name] for name in manifest.files} == manifest.files
     assert (manifest.labels, manifest.calibration.temperature, manifest.parent, manifest.adapter) == (LABELS, 1.7, "cd" * 32, False)
     assert manifest.digest == digest({key: value for key, value in json.loads((made / MANIFEST).read_text()).items() if key != "digest"})
+    assert (manifest.input.context, manifest.input.truncate, manifest.calibration.thresholds) == (256, "head", (0.5, 0.4, 0.6))
     back = as_specialist(manifest)
     assert (back.task, back.limits, back.base.source) == (specialist().task, specialist().limits, "seedling")
     assert back.results[0].paired["lightgbm"].low == pytest.approx(0.03)
@@ -280,7 +283,7 @@ def test_hostile_names_stay_text(model: Path, tmp_path: Path) -> None:
     [
         ("seedling", "seedling"),
         ("org/model-1.5B", "org/model-1.5B"),
-        ("/home/somebody/models/my-base", "my-base"),
+        ("/srv/somebody/models/my-base", "my-base"),
         ("/cache/hub/models--org--model-1.5B/snapshots/0a1b2c", "org/model-1.5B"),
         ("../there/base", "base"),
     ],

@@ -73,7 +73,7 @@ def _words_tile(found: Mapping[str, Any]) -> Tile | None:
 
 def balance_parts(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """{split: {label: count}}; a flat {label: count} is one split named `all rows`."""
-    balance = part(found, "balance")
+    balance = part(found, "balances") or part(found, "balance")
     nested = {str(split): _counts(value) for split, value in balance.items() if isinstance(value, Mapping)}
     flat = _counts(balance)
     return {split: counts for split, counts in nested.items() if counts} or ({"all rows": flat} if flat else {})
@@ -149,6 +149,11 @@ def _leaking_rows(found: Mapping[str, Any]) -> Table | None:
 
 
 def _text(example: object) -> str:
+    """One example of the audit: rows that belong together side by side, anything else as it is."""
+    rows = items(example, "rows")
+    if rows and all(isinstance(row, Mapping) for row in rows):
+        kind = f"{clean(example['kind'], 40)}: " if isinstance(example, Mapping) and "kind" in example else ""
+        return kind + " ↔ ".join(f"[{clean(row.get('split', ''), 20)} {clean(row.get('id', ''), 40)}] {clean(row.get('text', ''), 200)}" for row in rows[:3])
     if isinstance(example, Mapping):
         return clean(" · ".join(f"{key}: {clean(value, 160)}" for key, value in example.items()), 500)
     if isinstance(example, Sequence) and not isinstance(example, str):

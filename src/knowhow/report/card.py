@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from knowhow.report.asked import TASKS
-from knowhow.report.numbers import count, decimal, items, metric_name, number, part, percent, signed, slice_name, span
+from knowhow.report.numbers import better_sign, count, decimal, items, metric_name, number, part, percent, signed, slice_name, span
 from knowhow.report.text import clean
 from knowhow.report.verdict import SPECIALIST, find, gaps, headline_metric, judge, ranked
 from knowhow.types import EvalResult, Specialist, Task
@@ -44,6 +45,14 @@ SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 def markdown(value: object, limit: int = 400) -> str:
     """Text that Markdown shows as it is, on one line."""
     return SPECIAL.sub(r"\\\1", " ".join(clean(value, limit).split()))
+
+
+def portable(source: str) -> str:
+    """The base's name without this machine's folders: a hub id or a packaged name as it is, a hub cache's folder as its id, else the folder's own name."""
+    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", source)
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    return source if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists() else Path(source).name
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -141,12 +150,14 @@ def _against(results: Sequence[EvalResult], wanted: str) -> str:
     metric = headline_metric(results, wanted)
     own = find(results, model=SPECIALIST, metric=metric)
     paired = {gap.baseline: gap.difference for gap in gaps(own)} if own else {}
-    rows = []
-    for row in ranked(results, metric):
-        gap = paired.get(row.model)
-        told = f"{signed(gap.value)} ({span(gap.low, gap.high, sign=True)})" if gap else ""
-        rows.append((markdown(row.model, 60), decimal(row.value), span(row.low, row.high), f"{row.n:,}", told))
-    return table(("model", markdown(metric_name(metric)), INTERVAL, "n", "specialist minus it, same rows"), rows) if len(rows) > 1 else ""
+    known = {row.model: row for row in ranked(results, metric)}
+    rows = [(row.value, row.model, span(row.low, row.high), f"{row.n:,}") for row in known.values()]
+    # a baseline's own rows may not be among the results; the paired difference was made on the same rows and gives its value
+    rows += [(own.value - gap.value, name, "", f"{gap.n:,}") for name, gap in paired.items() if own and name not in known]
+    rows.sort(key=lambda row: (-better_sign(metric) * row[0], row[1]))
+    told = {name: f"{signed(gap.value)} ({span(gap.low, gap.high, sign=True)})" for name, gap in paired.items()}
+    cells = [(markdown(name, 60), decimal(value), interval, n, told.get(name, "")) for value, name, interval, n in rows]
+    return table(("model", markdown(metric_name(metric)), INTERVAL, "n", "specialist minus it, same rows"), cells) if len(cells) > 1 else ""
 
 
 def _use(task: Task) -> str:

@@ -25,7 +25,7 @@ FILES = {
     "forgetting": "evaluate/forgetting.json",
     "memorisation": "evaluate/memorisation.json",
     "measured": "measured.json",
-    "package": "package/knowhow.json",
+    "package": "package/specialist/knowhow.json",
     "findings": "explain/findings.json",
     "predictions": "verify/predictions.json",
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from knowhow.report import charts
-from knowhow.report.numbers import DASH, better_sign, count, decimal, metric_name, part, percent, signed, slice_name, span, with_interval
+from knowhow.report.numbers import DASH, better_sign, count, decimal, items, metric_name, number, part, percent, signed, slice_name, span, with_interval
 from knowhow.report.parts import Figure, Key, Section, Table
 from knowhow.report.read import Run
 from knowhow.report.text import clean, short_names
@@ -170,6 +170,8 @@ def _per_slice(results: Sequence[EvalResult], metric: str) -> Figure | None:
 
 def _confusion(run: Run) -> Figure | None:
     found = run.get("confusion")
+    if "many" in found:
+        return _label_by_label(found)
     labels, matrix = found.get("labels"), found.get("matrix")
     if not isinstance(labels, list) or not isinstance(matrix, list) or len(labels) < 2:
         return None
@@ -188,6 +190,29 @@ def _confusion(run: Run) -> Figure | None:
     return Figure(
         "confusion", (sentence if n else "It makes no mistakes.") + dropped, spec, table, (Key("accent", "darker: a larger share of the true class"),)
     )
+
+
+def _label_by_label(found: Mapping[str, Any]) -> Figure | None:
+    """Many labels: for each, how often it was found, missed and wrongly given."""
+    kinds = (("hit", "found", charts.ACCENT, "accent"), ("missed", "missed", charts.OTHER, "other"), ("false_alarm", "false alarm", charts.WARN, "warn"))
+    labels = [str(label) for label in items(found, "labels")]
+    named = list(zip(labels, items(found, "many")))[:MOST]
+    names = short_names(label for label, _ in named)
+    rows = [
+        {"name": names[label], "part": told, "value": number(cells, key) or 0.0, "label": count(number(cells, key)), "colour": colour, "order": order}
+        for label, cells in named
+        for order, (key, told, colour, _) in enumerate(kinds)
+    ]
+    if not rows:
+        return None
+    false = max(named, key=lambda item: number(item[1], "false_alarm") or 0.0)
+    missed = max(named, key=lambda item: number(item[1], "missed") or 0.0)
+    sentence = f"Most often missed: {clean(missed[0], 40)} ({count(number(missed[1], 'missed'))} times); "
+    sentence += f"most false alarms: {clean(false[0], 40)} ({count(number(false[1], 'false_alarm'))})."
+    cells = tuple((names[label], *(count(number(cells, key)) for key, *_ in kinds)) for label, cells in named)
+    table = Table("Label by label", ("label", "found", "missed", "false alarm"), cells, frozenset({1, 2, 3}))
+    keys = tuple(Key(tone, told) for _, told, _, tone in kinds)
+    return Figure("confusion", sentence, charts.stacked(rows, "share of the rows that have the label or were given it"), table, keys)
 
 
 def plural_times(n: float) -> str:

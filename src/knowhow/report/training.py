@@ -20,7 +20,7 @@ def learning(run: Run) -> Section:
     losses = [{"x": x, "value": y} for x, y in _series(rows, "valid_loss")]
     if not train and not losses:
         return Section(missing="adapt/trace.jsonl holds neither losses nor validations")
-    lines = [{"x": start, "label": clean(name, 24)} for name, start in phases[1:]]
+    lines = [{"x": start, "label": f"phase {int(name) + 1}" if name.isdecimal() else clean(name, 24)} for name, start in phases[1:]]
     bare = [{"x": line["x"], "label": ""} for line in lines]
     figures = [_loss(train, losses, lines), *(_validation(rows, key, bare) for key in validations(rows)[:3])]
     rates = curves.thin(_series(rows, "lr"))
@@ -93,14 +93,16 @@ def cost(run: Run) -> Section:
     total = number(measured, "total_seconds") or sum(stages.values()) or None
     minutes = number(run.get("estimate"), "minutes")
     estimated = f"estimated {duration(minutes * 60)}" if minutes and total else ""
-    half, most = (decimal(number(measured, "latency_ms", key), 1) for key in ("p50", "p95"))
+    latency = part(measured, "latency_ms")
+    half = number(latency, "latency_ms_p50") if number(latency, "p50") is None else number(latency, "p50")
+    most = next(((name, value) for name in ("p95", "p90") if (value := number(latency, name) or number(latency, f"latency_ms_{name}")) is not None), None)
     tiles = (
         Tile("whole build", duration(total), estimated),
         Tile("training", duration(stages.get("adapt"))),
         Tile("parameters", count(number(measured, "parameters"))),
         Tile("size on disk", size(number(measured, "bytes"))),
         Tile("training speed", count(number(measured, "tokens_per_second")), "tokens per second"),
-        Tile("answer time", f"{half} ms", f"in the middle; 95% within {most} ms"),
+        Tile("answer time", f"{decimal(half, 1)} ms", f"in the middle; {most[0][1:]}% within {decimal(most[1], 1)} ms" if most else ""),
     )
     shown = tuple(tile for tile in tiles if not tile.value.startswith(DASH))
     return Section(tiles=shown, figures=(_stages(stages, total or 1.0),) if stages else ())

@@ -65,10 +65,13 @@ def _risk(found: Mapping[str, Any]) -> Figure | None:
         return None
     step = max(1, len(rows) // 200)
     rows = [*rows[:-1:step], rows[-1]]
-    target, coverage, bound, threshold = (number(found, "abstention", key) for key in ("risk", "coverage", "bound", "threshold"))
+    said = part(found, "abstention")
+    target, threshold = number(said, "risk"), number(said, "threshold")
+    bound = number(said, "upper") if number(said, "bound") is None else number(said, "bound")
+    coverage = number(said, "coverage") if number(said, "test_coverage") is None else number(said, "test_coverage")
     sentence = f"Answering everything, it is wrong {percent(rows[-1]['risk'])} of the time."
     chosen = None
-    if coverage:
+    if coverage and threshold is not None:
         nearest = min(rows, key=lambda row: abs(row["coverage"] - coverage))
         chosen = {"coverage": coverage, "risk": nearest["risk"], "label": f"answers {percent(coverage, 0)}"}
         most = f" and is wrong at most {percent(bound)} of the time" if bound is not None else ""
@@ -111,7 +114,8 @@ def memorisation(run: Run) -> Section:
     mean, most, planted = (number(found, "canaries", key) for key in ("exposure_mean", "exposure_max", "n"))
     if mean is not None:
         # a secret that was never seen has a uniform rank, and the mean of -log2 of it is 1/ln 2
-        note = f"mean of {count(planted)} planted secrets, highest {decimal(most, 1)}; chance is about 1.4"
+        chance = number(found, "canaries", "chance") or 1.44
+        note = f"mean of {count(planted)} planted secrets, highest {decimal(most, 1)}; chance is {decimal(chance, 1)}"
         tiles.append(Tile("canary exposure", f"{decimal(mean, 1)} bits", note, "warn" if mean > 5 else ""))
     share, tried = number(found, "extraction", "share"), number(found, "extraction", "n")
     if share is not None:
