@@ -205,6 +205,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], type[KnowhowError], str]] = {
     "not JSON": (written("a.jsonl", GOOD + b"{text: 1}\n"), UsageError, r"a\.jsonl:2\n.*column 2"),
     "no object": (written("a.jsonl", GOOD + b'["text"]\n'), UsageError, r"a\.jsonl:2\n.*JSON list"),
     "no objects": (written("a.json", b'["text", "text"]'), UsageError, "JSON str"),
+    "array broken in the middle": (written("a.json", b"[" + GOOD + b',\n{"text": broken},\n' + GOOD * 400_000), UsageError, r"a\.json:3\n.*not JSON"),
+    "latin-1 far into an array": (
+        written("a.json", b"[" + b",".join([GOOD] * 60_000) + ',{"text": "café"}]'.encode("latin1")),
+        UsageError,
+        r"a\.json:60001\n.*0xe9 at byte 1,920,014",
+    ),
     "array cut off": (written("a.json", array()[:-300]), UsageError, "not JSON|not closed"),
     "array cut between": (written("a.json", b'[{"a": 1},\n{"a": 2}\n'), UsageError, "not closed"),
     "array with a tail": (written("a.json", b'[{"a": 1}] x'), UsageError, "after the end"),

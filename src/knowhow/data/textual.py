@@ -17,6 +17,8 @@ from knowhow.errors import UsageError
 _SPACE = re.compile(r"[ \t\r\n]*")
 _LABELLED = re.compile(r"(__label__\S+|\d{1,3})[ \t]+(?=\S)")
 _PEEK = 200
+_LONGEST_TOKEN = 16
+"""An error so near to the end of what was read may be a token (true, \\u00e9, -1.5e-300) that was cut in two."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class _Text:
     def __init__(self, source: JsonArray) -> None:
         self.path, self.line, self.pos, self.buffer, self.ended = source.path, 1, 0, "", False
         self._decoder = codecs.getincrementaldecoder(source.encoding)()
-        self._chunks, self._read = streams.chunks(source.path), 0
+        self._chunks, self._read, self._line_ends = streams.chunks(source.path), 0, 0
 
     def more(self) -> bool:
         """Drop what was read and at least double what is left; False when there was nothing more."""
@@ -135,9 +137,10 @@ class _Text:
             text = self._decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             kept_back = len(error.object) - len(chunk)
-            line = self.line + self.buffer.count("\n", self.pos) + error.object[: error.start].count(b"\n")
+            line = 1 + self._line_ends + error.object[: error.start].count(b"\n")
             raise streams.wrong_encoding(error, self.path, line=line, offset=self._read - kept_back) from error
         self._read += len(chunk)
+        self._line_ends += text.count("\n")
         return text.removeprefix("\ufeff") if first else text
 
     def peek(self) -> str:
@@ -182,12 +185,13 @@ def _element(text: _Text, decoder: json.JSONDecoder, limit: int) -> Mapping[str,
         try:
             row, end = decoder.raw_decode(text.buffer, text.pos)
         except json.JSONDecodeError as error:
-            if len(text.buffer) - text.pos > limit:
+            broken_off = error.msg.startswith("Unterminated string") or error.pos >= len(text.buffer) - _LONGEST_TOKEN
+            if broken_off and len(text.buffer) - text.pos > limit:
                 raise streams.row_too_long(where, limit) from error
-            if not text.more():
+            if not broken_off or not text.more():
                 raise UsageError(
                     f"not JSON ({error.msg})",
-                    where=f"{text.path}:{text.line + error.lineno - 1}",
+                    where=f"{text.path}:{text.line + text.buffer.count(chr(10), text.pos, error.pos)}",
                     allowed="an array of objects: [{…}, {…}]",
                     fix="correct the file, or fetch it again if it was cut off",
                 ) from error
