@@ -102,7 +102,7 @@ def predict(
     model: Model,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Rows to answer (the formats of `build`).")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="JSONL to write; left out: FILE's name with .predictions.jsonl. A torn one is gone on with.")
+        Path | None, typer.Option("--out", help="JSONL to write; left out: FILE's name with .predictions.jsonl here.")
     ] = None,
     sets: DataSets = None,
     runs: Runs = RUNS,

@@ -101,10 +101,10 @@ def _tell(run: Path, output: Output) -> None:
 
     results = read.load(run).results
     specialist, report = run / "package" / "specialist", run / "report" / "report.html"
-    sentence = tables.verdict_line(results)
-    metric = verdict.headline_metric(results)
+    metric = verdict.headline_metric(results, deciding_metric(run))
+    sentence = tables.verdict_line(results, metric=metric)
     if not output.as_json:
-        Console().print(tables.text_table(results))
+        Console().print(tables.text_table(results, metric=metric))
     paths = f"specialist  {specialist}\nreport      {report.absolute().as_uri()}"
     following = "\n".join(f"{'next' if number == 0 else '':<12}{line}" for number, line in enumerate(_next(run)))
     output.result(
@@ -119,6 +119,12 @@ def _tell(run: Path, output: Output) -> None:
         },
         f"{sentence}\n\n{paths}\n{following}",
     )
+
+
+def deciding_metric(run: Path) -> str | None:
+    """The metric that the recipe or the custom of the field lets decide; None before the data stage."""
+    path = run / "data" / "task.json"
+    return str(read_json(path)["metric"]) if path.is_file() else None
 
 
 def _next(run: Path) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from knowhow.commands.build import deciding_metric
 from knowhow.commands.output import Output, size, table
 from knowhow.errors import UsageError
 from knowhow.workspace import Run, check_name, find_run, list_runs
@@ -89,17 +90,21 @@ def diff(first: str, second: str, runs: Path, output: Output) -> None:
     from knowhow.report.diff import diff as compare
 
     found = compare(resolve(first, runs).folder, resolve(second, runs).folder)
-    output.result(found, _told(found)) if output.as_json else _draw(found, output)
+    if not output.as_json:
+        _draw(found)
+    output.result(found, _told(found))
 
 
-def _draw(found: Mapping[str, Any], output: Output) -> None:
+def _draw(found: Mapping[str, Any]) -> None:
+    """The specialists on all rows; everything else is for --json."""
     from rich.console import Console
 
     from knowhow.report.tables import diff_table
+    from knowhow.report.verdict import SPECIALIST
 
-    if found["results"]:
-        Console().print(diff_table(found))
-    output.result(found, _told(found))
+    own = [row for row in found["results"] if row["model"] == SPECIALIST and row["slice"] == "all"]
+    if own:
+        Console().print(diff_table({**found, "results": own}))
 
 
 def _told(found: Mapping[str, Any]) -> str:
@@ -134,7 +139,7 @@ def _headline(folder: Path) -> dict[str, Any]:
     from knowhow.report import read, verdict
 
     results = read.load(folder).results
-    own = verdict.find(results, model=verdict.SPECIALIST, metric=verdict.headline_metric(results))
+    own = verdict.find(results, model=verdict.SPECIALIST, metric=verdict.headline_metric(results, deciding_metric(folder)))
     return {"metric": own.metric, "value": own.value, "low": own.low, "high": own.high} if own else {}
 
 
