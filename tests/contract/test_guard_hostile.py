@@ -108,6 +108,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "trust_remote_code": (lambda f: edit(f, "config.json", trust_remote_code=True), "trust_remote_code"),
     "custom_pipelines": (lambda f: edit(f, "config.json", custom_pipelines={"x": {"impl": "a.B"}}), "custom_pipelines"),
     "another config file": (lambda f: edit(f, "config.json", configuration_files=["config.9.json"]), "configuration_files"),
+    "another weights file": (lambda f: edit(f, "config.json", transformers_weights="../other.safetensors"), "transformers_weights"),
     "kernel from the hub": (lambda f: edit(f, "config.json", _attn_implementation="somebody/kernel"), "kernel"),
     "gguf": (lambda f: edit(f, "tokenizer_config.json", gguf_file="x/y.gguf"), "gguf_file"),
     "tokenizer file elsewhere": (lambda f: edit(f, "tokenizer_config.json", vocab_file="../../secret"), "out of the folder"),

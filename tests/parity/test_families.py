@@ -52,8 +52,7 @@ def test_a_saved_folder_gives_plain_transformers_the_same_logits(family: str, he
         np.testing.assert_allclose(ours, want.numpy(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("repetition", [1.0, 1.3])
-@pytest.mark.parametrize("family", [family for family in toys.FAMILIES if family not in toys.ENCODERS])
+@pytest.mark.parametrize("family, repetition", [*((family, 1.0) for family in toys.FAMILIES if family not in toys.ENCODERS), ("llama", 1.3)])
 def test_greedy_text_is_transformers_own(family: str, repetition: float, twins: dict[str, Path]) -> None:
     loaded = load(str(twins[family]))
     with torch.no_grad():
@@ -64,8 +63,8 @@ def test_greedy_text_is_transformers_own(family: str, repetition: float, twins: 
     for row in rows:
         tokens = torch.tensor([row])
         out = loaded.model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=16, do_sample=False, pad_token_id=loaded.tokenizer.pad_token_id,
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=12, do_sample=False, pad_token_id=loaded.tokenizer.pad_token_id,
             repetition_penalty=repetition,
         )  # fmt: skip
         want.append(loaded.tokenizer.decode(out[0, len(row) :], skip_special_tokens=True))
-    assert generate(loaded, TEXTS, max_new_tokens=16, repetition=repetition) == want
+    assert generate(loaded, TEXTS, max_new_tokens=12, repetition=repetition) == want

@@ -27,8 +27,11 @@ RANGES: dict[str, tuple[int, int]] = {
     "num_labels": (0, 1 << 20),
 }
 FRACTIONS = ("dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop")
-# Keys that make a library run or fetch somebody's code, or open a file of their choosing.
-CODE_KEYS = frozenset({"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "configuration_files", "fast_tokenizer_files", "gguf_file"})
+# Keys by which a folder chooses what a library runs, fetches or opens.
+CODE_KEYS = frozenset(
+    {"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "configuration_files", "fast_tokenizer_files", "gguf_file"}
+    | {"transformers_weights", "distributed_config", "fusion_config"}
+)
 KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 FILE_KEYS = frozenset({"tokenizer_file", "vocab_file", "merges_file", "spm_file", "sp_model_file"})
 LABELS_LIMIT = 1 << 16
@@ -70,7 +73,7 @@ def check_keys(document: Any, *, where: str) -> None:
     for path, key, value in walk(document):
         if key in CODE_KEYS and value and (value is True or not isinstance(value, int | float)):
             fix = "use a model of a built-in architecture"
-            raise SafetyError(f"{path} = {str(value)[:120]!r}: {key} makes a library run or fetch code", where=where, fix=fix)
+            raise SafetyError(f"{path} = {str(value)[:120]!r}: {key} chooses what a library runs, fetches or opens", where=where, fix=fix)
         if KERNEL_KEYS.fullmatch(key) and "/" in str(value):
             raise SafetyError(f"{path} = {str(value)[:120]!r} would fetch a kernel", where=where, fix=f"remove {path}")
         if key in FILE_KEYS and isinstance(value, str) and re.search(r"[/\\]|\.\.", value):
@@ -85,9 +88,9 @@ def check_config(config: Any, shapes: Mapping[str, tuple[int, ...]], *, where: s
         raise SafetyError("a config that is not a JSON object", where=where)
     kind = _architecture(config, where)
     check_ranges(config, where=where)
-    if config.get("quantization_config"):
+    if config.get("quantization_config") or config.get("compression_config"):
         fix = "give the unquantised model"
-        raise UsageError("quantised weights (quantization_config)", allowed="float32, bfloat16 or float16 weights", fix=fix, where=where)
+        raise UsageError("quantised weights (quantization_config or compression_config)", allowed="float32, bfloat16 or float16 weights", fix=fix, where=where)
     for key in ("id2label", "label2id"):
         if not isinstance(config.get(key) or {}, dict) or len(config.get(key) or {}) > LABELS_LIMIT:
             raise SafetyError(f"{key} is not a map of at most {LABELS_LIMIT} labels", where=where)

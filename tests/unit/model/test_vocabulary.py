@@ -19,7 +19,7 @@ TEXT = "call kernel32.getprocaddress 0xfeee0000 then ntdll.zwopen (msvcrt._initt
 Make = Callable[..., Loaded]
 
 
-@pytest.mark.parametrize("family", toys.FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "phi", "bert", "modernbert"])
 def test_one_token_each_in_running_text_and_at_its_start(family: str, lm: Make, tmp_path: Path) -> None:
     before = lm(family)
     after = extend(before, WORDS)
