@@ -162,9 +162,8 @@ def read(folder: Path) -> Manifest:
             raise SafetyError(f"{name} is not there", allowed="every file of the manifest", fix=AGAIN, where=str(folder))
         if digest_file(folder / name) != manifest.files[name]:
             raise SafetyError(f"{name} was changed after it was packaged", allowed=f"sha256 {manifest.files[name]}", fix=AGAIN, where=str(folder / name))
-    added = sorted(present - set(manifest.files))
-    if added:
-        raise SafetyError(f"{added[0]} was added after packaging", allowed="the files of the manifest", fix=f"remove {added[0]}", where=str(folder / added[0]))
+    for name in sorted(present - set(manifest.files)):
+        raise SafetyError(f"{name} was added after packaging", allowed="the files of the manifest", fix=f"remove {name}", where=str(folder / name))
     return manifest
 
 
@@ -281,22 +280,19 @@ def _yaml(value: Mapping[str, Any]) -> str:
     return yaml.safe_dump(_writable(value), sort_keys=False, allow_unicode=True, width=10_000)
 
 
-def _old(out: Path) -> Path:
-    return out.with_name(f".{out.name}.old.part")
-
-
 def _clear(out: Path) -> None:
     """What a killed packaging left: its half-made folder goes, an earlier specialist that it had moved aside comes back."""
-    if _old(out).is_dir() and not out.exists():
-        _old(out).replace(out)
+    old = out.with_name(f".{out.name}.old.part")
+    if old.is_dir() and not out.exists():
+        old.replace(out)
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _swap(part: Path, out: Path) -> None:
     """`part` becomes `out`; a kill in between leaves the earlier folder aside, where the next packaging finds it."""
+    old = out.with_name(f".{out.name}.old.part")
     if out.exists():
-        shutil.rmtree(_old(out), ignore_errors=True)
-        out.replace(_old(out))
+        out.replace(old)
     part.replace(out)
-    shutil.rmtree(_old(out), ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
