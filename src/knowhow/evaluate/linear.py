@@ -90,8 +90,8 @@ def _logistic(features_NF: sparse.csr_matrix, gold_N: np.ndarray, weights_N: np.
         only = np.eye(classes)[present[0]]
         return lambda other_NF: np.repeat(only[None], other_NF.shape[0], axis=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 iterations are enough for the ranking of strengths and the bar
-        model = LogisticRegression(C=strength, max_iter=200, tol=1e-3).fit(features_NF, gold_N, sample_weight=weights_N)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # at 300 iterations the ranking of strengths has long settled
+        model = LogisticRegression(C=strength, max_iter=300, tol=1e-4).fit(features_NF, gold_N, sample_weight=weights_N)
 
     def probabilities(other_NF: sparse.csr_matrix) -> np.ndarray:
         probs_NC = np.zeros((other_NF.shape[0], classes))

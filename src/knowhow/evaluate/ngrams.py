@@ -24,7 +24,7 @@ class Limits:
     boosted_features: int = 5_000
     rounds: int = 200
     learning_rate: float = 0.1
-    strengths: tuple[float, ...] = (1.0, 10.0, 100.0)
+    strengths: tuple[float, ...] = (1.0, 10.0, 100.0, 1000.0)
     threads: int = 1
 
 
