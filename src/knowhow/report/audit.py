@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from knowhow.report import charts
-from knowhow.report.numbers import count, decimal, items, number, part, percent, plural, words
+from knowhow.report.numbers import count, decimal, in_order, items, number, part, percent, plural, words
 from knowhow.report.parts import Figure, Key, Section, Table, Tile
 from knowhow.report.read import Run
 from knowhow.report.text import clean, short_names
@@ -19,7 +19,7 @@ def audit(run: Run) -> Section:
     found = run.get("audit")
     rows = part(found, "rows")
     total = sum(number(rows, split) or 0 for split in rows)
-    lead = f"{count(total)} rows: {words([f'{count(number(rows, split))} {clean(split, 40)}' for split in rows])}." if rows else ""
+    lead = f"{count(total)} rows: {words([f'{count(number(rows, split))} {clean(split, 40)}' for split in in_order(rows)])}." if rows else ""
     figures = (_balance(found), _leakage(found), _vocabulary(run))
     tables = (_examples("Duplicates found", part(found, "duplicates")), _leaking_rows(found), _examples("Labels in doubt", part(found, "label_noise")))
     return Section(
@@ -96,7 +96,8 @@ def _balance(found: Mapping[str, Any]) -> Figure | None:
     names = short_names(labels[:kept])
     groups = [(names[label], (label,)) for label in labels[:kept]] + ([(f"{len(labels) - kept} more", tuple(labels[kept:]))] if kept < len(labels) else [])
     rows = []
-    for split, counts in splits.items():
+    for split in in_order(splits):
+        counts = splits[split]
         whole = sum(counts.values()) or 1
         for index, (name, members) in enumerate(groups):
             n = sum(counts.get(label, 0) for label in members)
@@ -104,9 +105,10 @@ def _balance(found: Mapping[str, Any]) -> Figure | None:
     whole = sum(totals.values()) or 1
     top, bottom = (f"{clean(label, 60)} ({percent(totals[label] / whole)} of the rows)" for label in (labels[0], labels[-1]))
     sentence = f"The largest class is {top}, the smallest {bottom}."
-    cells = tuple((clean(label, 80), *(count(counts.get(label, 0)) for counts in splits.values())) for label in labels[:MOST_CLASSES])
+    ordered = [splits[split] for split in in_order(splits)]
+    cells = tuple((clean(label, 80), *(count(counts.get(label, 0)) for counts in ordered)) for label in labels[:MOST_CLASSES])
     note = f"{len(labels) - MOST_CLASSES} more classes" if len(labels) > MOST_CLASSES else ""
-    table = Table("Rows per class and split", ("class", *splits), cells, frozenset(range(1, len(splits) + 1)), note)
+    table = Table("Rows per class and split", ("class", *in_order(splits)), cells, frozenset(range(1, len(splits) + 1)), note)
     keys = tuple(Key(f"class-{index}", name) for index, (name, _) in enumerate(groups))
     return Figure("balance", sentence, charts.stacked(rows, "share of rows"), table, keys)
 

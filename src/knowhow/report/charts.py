@@ -46,9 +46,9 @@ def rows_axis(rows: Sequence[Row], limit: int = 220) -> alt.Y:
     return alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=limit, domain=False, ticks=False, grid=False, labelPadding=10))
 
 
-def reference_line() -> list[Layer]:
-    """A dashed vertical line with its name above the plot, where the table `reference` {at, label} says."""
-    base = on("reference").encode(x=alt.X("at:Q", title=None))
+def reference_line(title: str) -> list[Layer]:
+    """A dashed vertical line with its name above the plot, where the table `reference` {at, label} says; `title` is that of the axis it shares."""
+    base = on("reference").encode(x=alt.X("at:Q", title=title))
     rule = base.mark_rule(strokeDash=[4, 4], strokeWidth=1.2, color=QUIET)
     return [rule, base.mark_text(fontSize=11, color=QUIET).encode(text="label:N", y=alt.value(-11))]
 
@@ -66,7 +66,7 @@ def forest(rows: Sequence[Row], title: str, *, reference: tuple[float, str] | No
     x = alt.X("value:Q", scale=scale, title=title)
     base = on().encode(y=rows_axis(rows), tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("label:N", title=title)])
     colour = alt.Color("colour:N", scale=None)
-    layers: list[Layer] = reference_line() if reference else []
+    layers: list[Layer] = reference_line(title) if reference else []
     layers += [
         base.mark_rule(strokeWidth=3, strokeCap="round").encode(x=alt.X("low:Q", scale=scale, title=title), x2="high:Q", color=colour),
         base.mark_circle(size=120, opacity=1).encode(x=x, color=colour),

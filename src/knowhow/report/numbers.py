@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 DASH = "–"
@@ -35,6 +35,7 @@ METRIC_NAMES = {
     "brier": "Brier score",
     "perplexity": "perplexity",
 }
+FLOW = ("train", "valid", "test", "data", "base", "baseline", "diagnose", "plan", "adapt", "compress", "evaluate", "explain", "verify", "package", "report")
 SLICE_NAMES = {"all": "all rows", "deduplicated": "each distinct input once", "novel": "inputs not seen in training"}
 
 
@@ -137,6 +138,11 @@ def duration(seconds: float | None) -> str:
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Splits and stages in the order of the flow; names that are neither follow as they come."""
+    return sorted(names, key=lambda name: FLOW.index(name) if name in FLOW else len(FLOW))
 
 
 def words(items: list[str]) -> str:

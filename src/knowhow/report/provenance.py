@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from knowhow.report.numbers import decimal, items, number, part, plural, span
+from knowhow.report.numbers import decimal, in_order, items, number, part, plural, span
 from knowhow.report.parts import Section, Table
 from knowhow.report.read import Run
 from knowhow.report.text import clean
@@ -62,7 +62,8 @@ def provenance(run: Run) -> Section:
     """Run, seeds, stage seals, versions, machine."""
     about, measured = run.get("run"), run.get("measured")
     stages = part(about, "stages")
-    seals = tuple((clean(name, 40), clean(stage.get("digest", "") if isinstance(stage, Mapping) else stage, 80)) for name, stage in stages.items())
+    named = [(name, stages[name]) for name in in_order(stages)]
+    seals = tuple((clean(name, 40), clean(stage.get("digest", "") if isinstance(stage, Mapping) else stage, 80)) for name, stage in named)
     tables = [_pairs("The run", about, ("id", "name", "knowhow", "recipe_sha256", "seed")), Table("Seals of the stages", ("stage", "sha256"), seals)]
     tables += [_pairs(caption, part(measured, key), tuple(part(measured, key))[:60]) for key, caption in (("versions", "Versions"), ("machine", "Machine"))]
     return Section(tables=tuple(tables))

@@ -158,14 +158,14 @@ def _per_slice(results: Sequence[EvalResult], metric: str) -> Figure | None:
     if len(own) < 2:
         return None
     low, high = (f"{decimal(own[name])} ({name})" for name in (min(own, key=lambda name: own[name]), max(own, key=lambda name: own[name])))
+    same = decimal(min(own.values())) == decimal(max(own.values()))
+    runs = f"is {decimal(min(own.values()))} on every slice" if same else f"runs from {low} to {high} between slices"
     cells = tuple((row["name"], row["model"], row["label"]) for row in rows)
     table = Table(f"{metric_name(metric)} per slice", ("slice", "model", f"value ({INTERVAL})"), cells)
     present = dict.fromkeys(row["model"] for row in rows)
     tones = {SPECIALIST: "accent", "base": "other"}
     keys = tuple(Key(tones.get(model, "warn"), model) for model in present)
-    return Figure(
-        "slices", f"Between slices its {metric_name(metric)} runs from {low} to {high}.", charts.grouped(rows, _axis(metric)), table, keys, wide=False
-    )
+    return Figure("slices", f"Its {metric_name(metric)} {runs}.", charts.grouped(rows, _axis(metric)), table, keys, wide=False)
 
 
 def _confusion(run: Run) -> Figure | None:

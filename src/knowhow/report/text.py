@@ -12,8 +12,8 @@ from knowhow.report.parts import Piece
 # C0/C1 controls but tab and newline, lone surrogates, and the marks that reorder or hide text ("trojan source").
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
 TONES = 6
-SHOWN = 1600
-AROUND = 160
+SHOWN = 900
+AROUND = 120
 
 
 def clean(value: object, limit: int | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from knowhow.files import digest
 from knowhow.report import charts, curves
-from knowhow.report.numbers import DASH, better_sign, count, decimal, duration, metric_name, number, part, percent, plural, size
+from knowhow.report.numbers import DASH, better_sign, count, decimal, duration, in_order, metric_name, number, part, percent, plural, size
 from knowhow.report.parts import Figure, Key, Section, Table, Tile
 from knowhow.report.read import Run
 from knowhow.report.text import clean
@@ -89,7 +89,7 @@ def cost(run: Run) -> Section:
     """Time per stage, size, speed, and the estimate beside what was measured."""
     measured = run.get("measured")
     named = part(measured, "stages")
-    stages = {str(name): seconds for name in named if (seconds := number(named, name)) is not None}
+    stages = {str(name): seconds for name in in_order(named) if (seconds := number(named, name)) is not None}
     total = number(measured, "total_seconds") or sum(stages.values()) or None
     minutes = number(run.get("estimate"), "minutes")
     estimated = f"estimated {duration(minutes * 60)}" if minutes and total else ""

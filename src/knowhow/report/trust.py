@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from knowhow.report import charts, curves
-from knowhow.report.numbers import count, decimal, items, number, part, percent, signed, span, with_interval
+from knowhow.report.numbers import count, decimal, items, number, part, percent, plural, signed, span, with_interval
 from knowhow.report.parts import Figure, Key, Section, Table, Tile
 from knowhow.report.read import Run
 from knowhow.report.text import clean
@@ -116,7 +116,9 @@ def memorisation(run: Run) -> Section:
         # a secret that was never seen has a uniform rank, and the mean of -log2 of it is 1/ln 2
         chance = number(found, "canaries", "chance") or 1.44
         note = f"mean of {count(planted)} planted secrets, highest {decimal(most, 1)}; chance is {decimal(chance, 1)}"
-        tiles.append(Tile("canary exposure", f"{decimal(mean, 1)} bits", note, "warn" if mean > 5 else ""))
+        leaked = number(found, "canaries", "read_back") or 0
+        told = f"{note}; {plural(leaked, 'of them', 'of them')} can be read back" if leaked else note
+        tiles.append(Tile("canary exposure", f"{decimal(mean, 1)} bits", told, "warn" if leaked or mean > 5 else ""))
     share, tried = number(found, "extraction", "share"), number(found, "extraction", "n")
     if share is not None:
         tiles.append(
@@ -128,7 +130,7 @@ def memorisation(run: Run) -> Section:
 
 def _membership(found: Mapping[str, Any]) -> Figure:
     auc, low, high = _interval(part(found, "membership"), "auc")
-    apart = "can be told from unseen ones better than chance" if low > 0.5 else "cannot be told from unseen ones"
+    apart = "can be told from unseen ones better than chance" if low > 0.5 else "could not be told from unseen ones"
     colour = charts.WARN if low > 0.5 else charts.ACCENT
     row = {"name": "membership AUC", "value": auc, "low": low, "high": high, "short": decimal(auc), "label": with_interval(auc, low, high), "colour": colour}
     sentence = f"By the loss alone, rows it was trained on {apart}: AUC {decimal(auc)} ({INTERVAL} {span(low, high)})."

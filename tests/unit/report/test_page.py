@@ -197,6 +197,30 @@ def test_many_classes_are_cut_and_the_page_says_so(tmp_path: Path) -> None:
     assert "It makes no mistakes." in text
 
 
+def test_many_labels_balances_and_canaries_read_back(tmp_path: Path) -> None:
+    run = fake_run.write_run(tmp_path)
+    cells = [{"hit": 20.0, "missed": 3.0, "false_alarm": 41.0, "silent": 60.0}, {"hit": 5.0, "missed": 17.0, "false_alarm": 2.0, "silent": 80.0}]
+    fake_run.save(run / "evaluate/confusion.json", {"labels": ["rat", "dropper"], "many": cells})
+    audit = json.loads((run / "data/audit.json").read_text())
+    fake_run.save(run / "data/audit.json", audit | {"balance": {"a": 1}, "balances": {"test": {"a": 1, "b": 3}, "train": {"a": 9, "b": 3}}})
+    fake_run.save(run / "evaluate/memorisation.json", {"canaries": {"exposure_mean": 3.8, "exposure_max": 8.0, "n": 8, "chance": 1.42, "read_back": 2}})
+    text = page.write(run, tmp_path / "report.html").read_text()
+    assert "Most often missed: dropper (17 times); most false alarms: rat (41)." in text
+    assert "The largest class is a (62.5% of the rows), the smallest b (37.5% of the rows)." in text
+    assert "highest 8.0; chance is 1.4; 2 of them can be read back" in text
+
+
+def test_abstention_that_no_threshold_keeps_is_said(tmp_path: Path) -> None:
+    run = fake_run.write_run(tmp_path)
+    found = json.loads((run / "evaluate/calibration.json").read_text())
+    for abstention, told in (
+        ({"risk": 0.05, "threshold": None, "coverage": 0.0, "upper": 1.0}, "No threshold keeps the stated risk of 5.0%"),
+        ({"risk": 0.05, "threshold": 0.9, "coverage": 0.5, "test_coverage": 0.45, "upper": 0.048}, "it answers 45% and is wrong at most 4.8% of the time"),
+    ):
+        fake_run.save(run / "evaluate/calibration.json", found | {"abstention": abstention})
+        assert told in page.write(run, tmp_path / "report.html").read_text()
+
+
 def test_steps_of_phases_follow_each_other_and_a_resumed_step_counts_once() -> None:
     trace = ({"phase": 0, "step": 1, "loss": 3}, {"phase": 0, "step": 2, "loss": 9}, {"phase": 0, "step": 2, "loss": 2}, {"phase": 1, "step": 1, "loss": 1})
     rows, starts = training.global_steps(trace)
