@@ -6,7 +6,7 @@ import datetime
 import difflib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from knowhow.errors import UsageError
@@ -90,6 +90,15 @@ def missing(cell: Any) -> bool:
     if isinstance(cell, str):
         return cell.strip().lower() in ("", "nan")
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def misfit(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Why the columns `names` cannot be the text after all: ` ('text' holds a number, 3.5, in row 31)`, or nothing when there are none."""
+    for name in names:
+        for place, row in enumerate(rows, start=1):
+            if not missing(cell := row.get(name)) and not isinstance(cell, str):
+                return f" ({name!r} holds {kind_of(cell)}, {str(cell)[:40]}, in row {place})"
+    return f" ({names[0]!r} is blank in every row)" if names else ""
 
 
 def kind_of(cell: Any) -> str:

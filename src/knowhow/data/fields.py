@@ -84,7 +84,8 @@ def recognise(rows: Sequence[Mapping[str, Any]], given: FieldMap | None = None) 
     found = _inputs(columns, given)
     if not (found.text or found.messages):
         allowed = f"a text in one of: {', '.join(_TEXTS)}; or messages, conversations"
-        raise UsageError(f"no column that reads like a text among: {', '.join(present)}", allowed=allowed, fix="name it under data.fields.text")
+        why = cells.misfit(rows, [name for name in present if name.lower() in _TEXTS])
+        raise UsageError(f"no column that reads like a text among: {', '.join(present)}{why}", allowed=allowed, fix="name it under data.fields.text")
     return _places(columns, found)
 
 

@@ -155,7 +155,9 @@ def _check_labels(codes: np.ndarray, labels: Sequence[Any]) -> None:
 def _check_parts(part: np.ndarray, shares: np.ndarray, labels: Sequence[Any], by: By) -> None:
     empty = [name for index, name in enumerate(PARTS) if shares[index] > 0 and not (part == index).any()]
     if empty:
-        got = f"nothing left for {' and '.join(empty)}: {len(part)} rows in groups too large to share out"
+        kinds = len(set(labels)) if isinstance(labels[0], str | tuple) else 0
+        why = f"with {kinds} labels, and a row of each goes to training" if 2 * kinds > len(part) else "in groups too large to share out"
+        got = f"nothing left for {' and '.join(empty)}: {len(part)} rows {why}"
         raise UsageError(got, where="data.split", allowed="a row or more per part", fix="add rows, raise the share, or name files for valid and test")
     taught = {name for label, where in zip(labels, part) if where == 0 for name in _names(label)}
     unseen = sorted({name for label in labels for name in _names(label)} - taught)

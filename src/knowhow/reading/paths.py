@@ -65,6 +65,9 @@ def missing(recipe: Recipe | PretrainRecipe, root: Path, environ: Mapping[str, s
             return key, error
         if (found != value or _looks_like_path(value)) and not Path(found).exists():
             relative = "KNOWHOW_DATA names the folder" if _VARIABLE.match(value) else "paths are relative to the recipe's folder"
+            if os.path.islink(found):
+                got = f"`{'.'.join(map(str, key))}`: {found} is a symbolic link to {os.readlink(found)}, which leads nowhere"
+                return key, UsageError(got, allowed="a file or folder that is there", fix="point the link at the real file")
             got = f"`{'.'.join(map(str, key))}`: nothing at {found}"
             return key, UsageError(got, allowed="a file or folder that is there", fix=_similar(Path(found), relative))
     return None

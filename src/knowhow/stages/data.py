@@ -45,6 +45,7 @@ def work(build: Build, folder: Path) -> None:
     for part, rows in parts.items():
         require_rows(rows, part)
     _check_labels(parts, task)
+    _check_answers(parts, task)
     if recipe.data.audit:
         tokenizer = load.load(str(build.start_from or source(recipe, build.root)), revision=recipe.base.revision)
         report = audit(
@@ -74,7 +75,7 @@ def read_part(spec: DataSpec, part: str, task: Task, root: Path, seed: int) -> I
     opened = open_source(where if _is_hub(where, root) else root / where)
     peek = list(itertools.islice(opened.rows(), PEEK))
     given = fields.FieldMap(**spec.fields.model_dump())
-    return _limited(fields.examples(opened.rows(), fields.recognise(peek, given), task, origin=part), spec, part)
+    return _limited(fields.examples(opened.rows(), fields.recognise(peek, given), task, origin=part, need_label=True), spec, part)
 
 
 def resolve_task(recipe: Recipe, asked: Task, train: Sequence[Example]) -> Task:
@@ -131,6 +132,17 @@ def _synthesized(build: Build, train: Sequence[Example], others: dict[str, Examp
         made, counts["teacher"] = [*made, *found.examples], found.counts
     write_json(folder / "synthesis.json", counts)
     return made
+
+
+def _check_answers(parts: dict[str, Examples], task: Task) -> None:
+    """A text to generate needs an answer in every row, to learn from or to be held against."""
+    if task.kind != "generate":
+        return
+    for part, rows in parts.items():
+        bare = next((example for example in rows if not any(c.role in ("target", "chosen") for c in example.completions)), None)
+        if bare is not None:
+            allowed = "an answer in every row: a column such as completion, output, response, answer, or messages that end with the assistant's"
+            raise UsageError(f"row {bare.id} has no answer", allowed=allowed, fix="name the column under data.fields.completion", where=f"data.{part}")
 
 
 def _check_labels(parts: dict[str, Examples], task: Task) -> None:
