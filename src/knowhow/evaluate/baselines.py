@@ -7,7 +7,7 @@ Shape letters: N rows, C classes, F features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy import sparse
 from knowhow.errors import UsageError
 from knowhow.evaluate import boosting, linear
 from knowhow.evaluate.gold import AnswerKind, answer_kind, gold_of, text_of
+from knowhow.evaluate.labels import best_thresholds
 from knowhow.evaluate.ngrams import SMALL, Grams, Limits, fit_grams
 from knowhow.evaluate.scorers import primary
 from knowhow.maths.statistics import weighted_mean
@@ -127,12 +128,15 @@ def _fit(
 
 
 def _loss(task: Task) -> linear.Loss:
-    """What the task's own metric says on validation, as a loss; where it is undefined, the worst."""
+    """What the task's own metric says on validation, as a loss; where it is undefined, the worst. Many labels: at the thresholds that suit best."""
     metric = primary(task)
 
     def loss(given: np.ndarray, side: linear.Side) -> float:
-        answers_ = Predictions("", (), values_N=given) if answer_kind(task) == "number" else Predictions("", (), probs_NC=given)
-        value = metric(side.gold, answers_, np.sqrt(side.weights_N))
+        weights_N = np.sqrt(side.weights_N)
+        answered = Predictions("", (), values_N=given) if answer_kind(task) == "number" else Predictions("", (), probs_NC=given)
+        if task.many:
+            answered = replace(answered, thresholds_C=best_thresholds(side.gold, given, weights_N))
+        value = metric(side.gold, answered, weights_N)
         return np.inf if np.isnan(value) else (-value if metric.higher_is_better else value)
 
     return loss

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import optimize, special
 
 from knowhow.evaluate.gold import Gold, answer_kind, gold_of
-from knowhow.evaluate.labels import FLOOR, best_thresholds, correct_rows
+from knowhow.evaluate.labels import FLOOR, best_thresholds, correct_rows, positive
 from knowhow.evaluate.scorers import SCORERS, hard
 from knowhow.maths.statistics import clopper_pearson_upper, effective_n, ratio, risk_p_value, wilson
 from knowhow.types import Example, Predictions, Task
@@ -25,7 +25,7 @@ STEPS = 40
 GUARANTEE = (
     "With probability at least {confidence:.0%} over the draw of the validation rows, at most {risk:.1%} of the answered distinct inputs are wrong, "
     "for inputs drawn like the validation rows (each duplicate cluster counted once, clusters independent). It does not hold under shift, "
-    "and it is optimistic to the extent that the same rows also chose the checkpoint or the temperature."
+    "and it is optimistic to the extent that the same rows also chose the checkpoint, the temperature or the labels' thresholds."
 )
 NO_GUARANTEE = (
     "No threshold could be shown to keep the error rate at or below {risk:.1%} with {confidence:.0%} confidence on {inputs} distinct validation inputs: "
@@ -42,7 +42,7 @@ def fit(
     risk: float = 0.05,
     confidence: float = 0.95,
 ) -> Json:
-    """Temperature and abstention threshold from validation rows: {temperature: …, abstention: …}, to be kept beside the model.
+    """What validation rows teach, to be kept beside the model: {temperature: …, abstention: …}, and with many labels the `thresholds` of best F1.
 
     Temperature is fitted on logits (log-probabilities where there are none). The task must have labels."""
     gold = _gold(examples, task, clusters_N)
@@ -104,9 +104,9 @@ def report(predictions: Predictions, examples: Sequence[Example], task: Task, fi
 
 
 def confidence_of(predictions: Predictions, task: Task) -> np.ndarray:
-    """How sure the whole answer is, float N: the top probability; with many labels the product over labels of max(p, 1 − p)."""
+    """How sure the whole answer is, float N: the top probability; with many labels the product over labels of p (given) or 1 − p (not given)."""
     probs_NC = np.nan_to_num(predictions.probs_NC.astype(np.float64))
-    return np.maximum(probs_NC, 1 - probs_NC).prod(1) if task.many else probs_NC.max(1)
+    return np.where(positive(predictions) == 1, probs_NC, 1 - probs_NC).prod(1) if task.many else probs_NC.max(1)
 
 
 def fit_temperature(logits_NC: np.ndarray, gold: np.ndarray, weights_N: np.ndarray | None = None) -> Json:

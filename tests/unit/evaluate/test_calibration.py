@@ -72,6 +72,10 @@ def test_many_labels_round_trip() -> None:
     assert report["after"]["ece"] < report["before"]["ece"]
     sure = calibration.confidence_of(Predictions("m", ("1",), probs_NC=np.array([[0.9, 0.2]])), task)
     assert sure[0] == pytest.approx(0.9 * 0.8)
+    unsure = calibration.confidence_of(Predictions("m", ("1",), probs_NC=np.array([[0.9, 0.2]]), thresholds_C=np.array([0.5, 0.1])), task)
+    assert unsure[0] == pytest.approx(0.9 * 0.2), "a label given at a low threshold is a doubtful answer"
+    assert len(fitted["thresholds"]) == 2
+    assert np.array_equal(calibration.apply(given, fitted, task).thresholds_C, fitted["thresholds"])
 
 
 def test_report_is_json_and_agrees_with_itself(examples: list[Example], task: Task, model: Model) -> None:
