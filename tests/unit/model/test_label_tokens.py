@@ -22,6 +22,8 @@ TEXTS = ("open file read", "the label is", "0 1 2")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt2", "gpt_neox", "phi"])
 def test_the_labels_tokens_have_the_labels_logits(family: str, classifier: Make, tmp_path: Path) -> None:
     loaded = classifier(family)
+    with torch.no_grad():
+        loaded.model.score.weight.mul_(200)  # logits that a cap would bend
     rows = encode(loaded.tokenizer, TEXTS, context=loaded.context)
     want = class_logits(loaded, rows)
     speaking = to_label_tokens(loaded)
@@ -31,7 +33,8 @@ def test_the_labels_tokens_have_the_labels_logits(family: str, classifier: Make,
         assert encode(model.tokenizer, TEXTS, context=model.context) == rows
         with torch.inference_mode():
             got = np.stack([model.model(input_ids=torch.tensor([row])).logits[0, -1, label_ids(model)].numpy() for row in rows])
-        np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+    assert np.abs(want).max() > 3
 
 
 def test_label_tokens_are_control_tokens(classifier: Make) -> None:
