@@ -123,7 +123,12 @@ def test_the_card_is_one_that_the_hub_reads(made: Path) -> None:
     ]  # fmt: skip
     assert results[0].metric_args == {"low": 0.57, "high": 0.63, "confidence": 0.95, "n": 900}
     for shown in (
-        *("The specialist beats every baseline", "| macro-F1 | all rows | 0.600 | 0.570 to 0.630 | 900 |", "| lightgbm | 0.550 |", "+0.050 (+0.030 to +0.070)"),
+        *(
+            "The specialist beats every baseline",
+            "| macro-F1 | 0.600 (0.570 to 0.630), n = 900 | 0.600 (0.570",
+            "| lightgbm | 0.550 |",
+            "+0.050 (+0.030 to +0.070)",
+        ),
         *("Seen only in one sandbox \\| and \\<b\\>one\\</b\\> month.", "changed by +0.100 nats per token", "40.0% of the inputs", "Any use with attribution."),
         *("12 domain words were added", "few rats", "AutoModelForSequenceClassification"),
     ):

@@ -164,7 +164,7 @@ def test_no_damaged_value_breaks_the_page(tmp_path: Path) -> None:
     whole = read.load(fake_run.write_run(tmp_path))
     rng = random.Random(0)
     for key, content in whole.files.items():
-        for junk in (None, "text", -1e308, [], {"deep": [None]}):
+        for junk in (None, -1e308, {"deep": [None]}):
             damaged = replace(whole, files={**whole.files, key: damage(content, rng, junk)})
             for entry in page.SECTIONS:
                 if key in entry[2] or (key == "recipe" and entry[0] == "forgetting") or (key == "estimate" and entry[0] in ("asked", "cost")):
