@@ -5,6 +5,7 @@ A value written here beats every default and every plan. `None` means "not said"
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -44,6 +45,16 @@ class TaskSpec(Section):
     metric: str | None = Field(None, description="what decides; left out: macro_f1 (classes), spearman (numbers), exact_match (texts)")
     instruction: str = Field("", description="a sentence put before every input (generate, zero-shot baselines)")
 
+    @model_validator(mode="after")
+    def _each_label_once(self) -> TaskSpec:
+        labels = self.labels or []
+        twice = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
+        if twice is not None:
+            raise ValueError(f"the label {twice!r} twice; name each label once")
+        if not all(label.strip() for label in labels):
+            raise ValueError("a label that is blank; remove it")
+        return self
+
 
 class VocabularySpec(Section):
     """One token per domain word: an API name that costs six tokens is six times as slow and hard to see."""
@@ -53,13 +64,23 @@ class VocabularySpec(Section):
     min_count: Count = Field(5, description="a word must occur in at least so many training rows")
     max_new: Count = Field(2000, description="at most so many new words")
 
+    @model_validator(mode="after")
+    def _patterns_can_be_read(self) -> VocabularySpec:
+        for pattern in [self.pattern] if isinstance(self.pattern, str) else self.pattern:
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                fix = "put a backslash before brackets that stand for themselves"
+                raise ValueError(f"the pattern {pattern!r} is no regular expression ({error}); {fix}") from error
+        return self
+
 
 class BaseSpec(Section):
     """The model to start from."""
 
     model: str = Field("seedling", description="`seedling` (embedded), `minilm`, a folder, or a hub id like org/name")
     revision: str | None = Field(None, description="hub commit; left out: the newest, whose commit is written into the run")
-    context: Count | None = Field(None, description="longest input in tokens; left out: what the model was trained with")
+    context: Annotated[int, Field(ge=8), BeforeValidator(_number)] | None = Field(None, description="longest input in tokens; left out: what the model was trained with")
     truncate: Literal["tail", "head", "middle"] = Field("tail", description="what is cut from inputs that are too long")
     dropout: Fraction = Field(0.0, description="dropout in attention and head where the family has it")
     vocabulary: VocabularySpec = Field(default_factory=VocabularySpec)
@@ -102,6 +123,12 @@ class SplitSpec(Section):
     valid: Fraction = 0.1
     test: Fraction = 0.1
 
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> SplitSpec:
+        if self.valid + self.test >= 1:
+            raise ValueError(f"valid {self.valid:g} and test {self.test:g} leave nothing for training; lower them until their sum is below 1")
+        return self
+
 
 class SynthesizeSpec(Section):
     """Rows added to scarce training data; every one is deduplicated and checked against validation and test."""
@@ -125,6 +152,7 @@ class DataSpec(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="the reader's own options")
     generate: GenerateSpec | None = None
     fields: FieldsSpec = Field(default_factory=FieldsSpec)
+    encoding: str = Field("utf-8", description="of text files, e.g. latin-1")
     split: SplitSpec = Field(default_factory=SplitSpec)
     synthesize: SynthesizeSpec | None = None
     limit: Count | None = Field(None, description="use only so many training rows (a quick try)")
@@ -135,7 +163,8 @@ class DataSpec(Section):
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
         if (self.train is None) == (self.generate is None):
-            raise ValueError("give either `train` (a file, folder or hub id) or `generate` (a domain's generator)")
+            got = "neither `train` nor `generate`" if self.train is None else "both `train` and `generate`"
+            raise ValueError(f"{got}; give either `train` (a file, folder or hub id) or `generate` (a domain's generator)")
         return self
 
 
@@ -151,7 +180,7 @@ class PhaseSpec(Section):
     objective: Literal["classify", "sft", "lm"] = "classify"
     method: Literal["full", "lora"] = "full"
     lora: LoraSpec = Field(default_factory=LoraSpec)
-    lr: Positive | list[Positive] = Field(1e-3, description="learning rate; a list is swept and chosen on validation")
+    lr: Positive | Annotated[list[Positive], Field(min_length=1)] = Field(1e-3, description="learning rate; a list is swept and chosen on validation")
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: Fraction = Field(0.05, description="share of the steps")
     weight_decay: Amount = 0.05
@@ -177,7 +206,7 @@ class PhaseSpec(Section):
     def _one_length(self) -> PhaseSpec:
         said = [name for name, value in (("steps", self.steps), ("epochs", self.epochs), ("minutes", self.minutes)) if value is not None]
         if len(said) > 1:
-            raise ValueError(f"give one of steps, epochs, minutes (got {' and '.join(said)})")
+            raise ValueError(f"{' and '.join(said)} at once; give one of steps, epochs, minutes")
         return self
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -100,8 +100,17 @@ def has_bf16(device: str) -> bool:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    moved = {name: None if (value := getattr(batch, name)) is None else value.to(device, non_blocking=True) for name in TENSORS}
-    return Batch(**moved, groups=batch.groups, ids=batch.ids)
 
+    def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.to(device, non_blocking=True)
 
-TENSORS = ("tokens_BT", "mask_BT", "targets_BT", "labels", "weight_B", "rewards", "teacher_logits")
+    return replace(
+        batch,
+        tokens_BT=batch.tokens_BT.to(device, non_blocking=True),
+        mask_BT=batch.mask_BT.to(device, non_blocking=True),
+        targets_BT=moved(batch.targets_BT),
+        labels=moved(batch.labels),
+        weight_B=moved(batch.weight_B),
+        rewards=moved(batch.rewards),
+        teacher_logits=moved(batch.teacher_logits),
+    )

@@ -16,8 +16,9 @@ from knowhow.data.split import split
 from knowhow.data.store import Examples, write
 from knowhow.domains import find_domain
 from knowhow.errors import UsageError
+from knowhow.evaluate.baselines import fitting
 from knowhow.evaluate.gold import answer_kind
-from knowhow.evaluate.scorers import primary
+from knowhow.evaluate.scorers import named, primary
 from knowhow.files import write_json
 from knowhow.model import infer, load
 from knowhow.recipe import DataSpec, Recipe
@@ -72,7 +73,7 @@ def read_part(spec: DataSpec, part: str, task: Task, root: Path, seed: int) -> I
         return None
     if spec.domain is not None:
         return _limited(find_domain(spec.domain).read(root / where, {**spec.options, "split": part}), spec, part)
-    opened = open_source(where if _is_hub(where, root) else root / where)
+    opened = open_source(where if _is_hub(where, root) else root / where, encoding=spec.encoding)
     peek = list(itertools.islice(opened.rows(), PEEK))
     given = fields.FieldMap(**spec.fields.model_dump())
     return _limited(fields.examples(opened.rows(), fields.recognise(peek, given), task, origin=part, need_label=True), spec, part)
@@ -89,6 +90,9 @@ def resolve_task(recipe: Recipe, asked: Task, train: Sequence[Example]) -> Task:
     bare = Task(asked.kind, labels, asked.many, "", asked.instruction)
     task = Task(asked.kind, labels, asked.many, metric_of(recipe, answer_kind(bare)), asked.instruction)
     primary(task)
+    for name in recipe.evaluate.metrics or ():
+        named(name, answer_kind(task))
+    fitting(recipe.evaluate.baselines or (), answer_kind(task))
     return task
 
 
@@ -104,8 +108,9 @@ def _split(build: Build, found: dict[str, Sequence[Example]], task: Task, folder
     if missing:
         build.progress("near duplicates", 0, 0)
         clusters = dedupe.clusters((prompt_text(example, task) for example in train), seed=recipe.seed)
-        shares = {part: getattr(recipe.data.split, part) if part in missing else 0.0 for part in ("valid", "test")}
-        chosen = split(train, by=recipe.data.split.by, valid=shares["valid"], test=shares["test"], seed=recipe.seed, clusters=clusters)
+        spec = recipe.data.split
+        valid, test = (share if part in missing else 0.0 for part, share in (("valid", spec.valid), ("test", spec.test)))
+        chosen = split(train, by=spec.by, valid=valid, test=test, seed=recipe.seed, clusters=clusters)
     kept = [train[int(i)] for i in chosen["train"]] if missing or recipe.data.canaries or recipe.data.synthesize else None
     for part in missing:
         write(folder / f"{part}.arrow", [train[int(i)] for i in chosen[part]])
@@ -123,6 +128,9 @@ def _synthesized(build: Build, train: Sequence[Example], others: dict[str, Examp
     if spec is None:
         return []
     held_out, made, counts = [*others["valid"], *others["test"]], [], {}
+    if spec.templates and spec.label not in task.labels:
+        allowed = ", ".join(task.labels) or "a task with labels"
+        raise UsageError(f"templates with the label {spec.label!r}", allowed=allowed, fix="name one of the task's labels", where="data.synthesize.label")
     if spec.templates:
         found = synthesize.from_templates(spec.templates, spec.slots, label=spec.label, rows=spec.rows, seed=seed, train=train, held_out=held_out)
         made, counts["templates"] = list(found.examples), found.counts
