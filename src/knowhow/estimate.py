@@ -131,7 +131,7 @@ def hold_against(found: Estimate, machine: Machine, budget: BudgetSpec) -> None:
     )
     for what, needed, limit, whose, fix in needs:
         if limit is not None and needed > limit:
-            raise ResourceError(f"about {needed:.1f} GB of {what} needed", allowed=f"{limit:.1f} GB ({whose})", fix=fix)
+            raise ResourceError(f"about {_size(needed)} of {what} needed", allowed=f"{_size(limit)} ({whose})", fix=fix)
     if budget.minutes is not None and found.total_minutes > budget.minutes:
         fix = "fewer steps or epochs, a smaller base, or raise the budget"
         raise ResourceError(f"about {found.total_minutes:.0f} minutes needed", allowed=f"{budget.minutes:g} minutes (budget.minutes)", fix=fix)
@@ -203,6 +203,10 @@ def licences(base: str | None, data: str | None) -> dict[str, Any]:
         "licence": licence,
         "notes": notes,
     }
+
+
+def _size(gigabytes: float) -> str:
+    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{1000 * gigabytes:.1f} MB"
 
 
 def _kind(part: str) -> str:

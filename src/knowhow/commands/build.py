@@ -14,7 +14,7 @@ import typer
 from knowhow import reading
 from knowhow.commands.output import Output
 from knowhow.errors import GateError, UsageError
-from knowhow.files import digest, read_json
+from knowhow.files import digest, existing_parent, read_json, writing
 from knowhow.progress import duration
 from knowhow.recipe import PretrainRecipe, Recipe
 from knowhow.workspace import list_runs
@@ -81,16 +81,28 @@ def _foresee(recipe: Recipe, how: How, output: Output) -> Mapping[str, Any]:
     from knowhow import estimate
     from knowhow.commands import sizing
 
+    _check_writable(how.runs)
     found, machine, record = sizing.foresee(recipe, how.runs)
     output.row({"event": "estimate", **record})
     rows = f"{record['rows']:,} rows to train on, {record['held_out']:,} to measure on, about {record['tokens_per_row']:.0f} tokens each"
     output.note(f"{recipe.name}: {record['parameters'] / 1e6:.1f} M parameters, {rows}")
     output.note(f"estimate: {duration(60 * found.total_minutes)}, {found.memory_gb:.1f} GB of memory, {found.disk_gb:.2f} GB of disk")
-    output.note(f"licences: base {record['licences']['base']}, data {record['licences']['data']}: {record['licences']['note']}")
+    output.note(f"licences: base {record['licences']['base']}, data {record['licences']['data']}; {record['licences']['note']}")
     estimate.hold_against(found, machine, recipe.budget)
     if found.total_minutes > ASK_ABOVE_MINUTES and not how.yes and not output.as_json and sys.stdin.isatty():
         typer.confirm("go on?", default=True, abort=True, err=True)
     return record
+
+
+def _check_writable(runs: Path) -> None:
+    """Raises UsageError before any work when no folder can be made where the runs go."""
+    probe = existing_parent(runs) / f".knowhow-{os.getpid()}"
+    try:
+        with writing(runs):
+            probe.mkdir()
+            probe.rmdir()
+    except OSError as error:
+        raise UsageError(f"cannot write here: {error.strerror}", fix="choose a folder that you may write to (--runs)", where=str(runs)) from error
 
 
 def _tell(run: Path, output: Output) -> None:

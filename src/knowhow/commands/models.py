@@ -34,8 +34,10 @@ class Reading:
 def evaluate(model: str, data: str, sets: Sequence[str], runs: Path, output: Output) -> None:
     allow_network(data)
     from knowhow import specialist
+    from knowhow.data.sources import open_source
 
     columns = data_spec(data, sets).fields
+    open_source(data)
     opened = _open(model, runs, output)
     with output.progress() as progress:
         results = specialist.evaluate_file(opened, data, columns=columns, draws=DRAWS, progress=progress)
@@ -47,8 +49,10 @@ def evaluate(model: str, data: str, sets: Sequence[str], runs: Path, output: Out
 def predict(model: str, file: str, out: Path | None, how: Reading, output: Output) -> None:
     allow_network(file)
     from knowhow import specialist
+    from knowhow.data.sources import open_source
 
     columns = data_spec(file, how.sets).fields
+    open_source(file)
     opened = _open(model, how.runs, output)
     out = out or Path(f"{Path(file).name.partition('.')[0] or 'rows'}.predictions.jsonl")
     with output.progress() as progress:

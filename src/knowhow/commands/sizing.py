@@ -17,7 +17,7 @@ from knowhow.commands.machine import machine
 from knowhow.data.sources import open_source
 from knowhow.domains import find_domain
 from knowhow.estimate import Load, Machine, Shape
-from knowhow.model.source import find
+from knowhow.model.source import resolve
 from knowhow.recipe import PhaseSpec, Recipe
 
 SECONDS = 2.0
@@ -31,8 +31,10 @@ SEEDLING_LICENCE = "Apache-2.0"
 
 
 def foresee(recipe: Recipe, runs: Path) -> tuple[estimate.Estimate, Machine, dict[str, Any]]:
-    """The estimate, the machine it is for, and the record that goes into the run. `recipe`: with absolute paths."""
-    folder = find(recipe.base.model, recipe.base.revision)
+    """The estimate, the machine it is for, and the record that goes into the run. `recipe`: with absolute paths.
+
+    The guard looks at the base first of all: a folder that is refused is refused before any row is read."""
+    folder = resolve(recipe.base.model, recipe.base.revision)
     load = rows(recipe, folder)
     size = shape(folder, recipe.adapt)
     here = machine(runs)
