@@ -28,7 +28,7 @@ def package(build: Build, folder: Path) -> None:
     ref = ModelRef(base["source"], base["revision"], "float32", None, base.get("parent"), base["sha256"])
     estimate = _optional(build.run.path("estimate.json")) or {}
     licence = build.recipe.package.licence or estimate.get("licences", {}).get("licence") or "other"
-    results = tuple(_result(row) for row in read_json(build.run.path("evaluate", "results.json")) if row["model"] == "specialist")
+    results = tuple(_result(row) for row in read_json(build.run.path("evaluate", "results.json")))
     made = Specialist(build.recipe.name, ref, build.task, results, (), (), tuple(limits(build)), licence, {})
     extras = {
         "recipe": read_json(build.run.path("recipe.json")),
@@ -37,6 +37,7 @@ def package(build: Build, folder: Path) -> None:
         "audit": _optional(build.run.path("data", "audit.json")),
         "vocabulary": _optional(build.run.path("base", "vocabulary.json")),
         "forgetting": _optional(build.run.path("evaluate", "forgetting.json")),
+        "memorisation": _optional(build.run.path("evaluate", "memorisation.json")),
         "licences": estimate.get("licences"),
     }
     packaging.package(phase / ("adapter" if as_adapter else "model"), folder / "specialist", specialist=made, extras=extras, adapter=as_adapter)
