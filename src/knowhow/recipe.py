@@ -25,6 +25,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
 Amount = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+Length = Annotated[int, Field(ge=8), BeforeValidator(_number)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="small letters, digits, `.`, `_` and `-`; at most 64")]
 
 
@@ -80,7 +81,7 @@ class BaseSpec(Section):
 
     model: str = Field("seedling", description="`seedling` (embedded), `minilm`, a folder, or a hub id like org/name")
     revision: str | None = Field(None, description="hub commit; left out: the newest, whose commit is written into the run")
-    context: Annotated[int, Field(ge=8), BeforeValidator(_number)] | None = Field(None, description="longest input in tokens; left out: what the model was trained with")
+    context: Length | None = Field(None, description="longest input in tokens; left out: what the model was trained with")
     truncate: Literal["tail", "head", "middle"] = Field("tail", description="what is cut from inputs that are too long")
     dropout: Fraction = Field(0.0, description="dropout in attention and head where the family has it")
     vocabulary: VocabularySpec = Field(default_factory=VocabularySpec)

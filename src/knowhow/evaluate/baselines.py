@@ -68,7 +68,7 @@ def fit_classical(
         raise UsageError("no training rows", allowed="at least one training row for the baselines")
     report, limits = progress or (lambda what, done, total: None), limits or Limits()
     kind = answer_kind(task)
-    wanted = NAMES[kind] if names is None else [name for asked in names for name in ASKED_AS.get(asked, (asked,)) if name in NAMES[kind]]
+    wanted = NAMES[kind] if names is None else [name for asked in names for name in _called(asked, kind)]
     grams: tuple[Grams, sparse.csr_matrix] | None = None
     fitted: dict[str, Fitted] = {}
     for done, name in enumerate(wanted):
@@ -78,6 +78,19 @@ def fit_classical(
         fitted[name] = _fit(name, task, (train, valid), grams, limits, seed, report)
     report("baselines", len(wanted), len(wanted))
     return fitted
+
+
+def fitting(asked: Sequence[str], kind: AnswerKind) -> None:
+    """Raises UsageError for a recipe's baseline that this kind of answer does not have."""
+    known = [name for name in ("majority", "tfidf-lr", "lightgbm", "retrieval", "all-positive", "presence-only") if _called(name, kind)]
+    for name in asked:
+        if name != "base" and name not in known:
+            raise UsageError(f"the baseline {name}, which does not fit this task", allowed=", ".join([*known, "base"]), where="evaluate.baselines")
+
+
+def _called(asked: str, kind: AnswerKind) -> list[str]:
+    """What a recipe's baseline is called for this kind of answer; nothing where it does not fit."""
+    return [name for name in ASKED_AS.get(asked, (asked,)) if name in NAMES[kind]]
 
 
 def rows_of(examples: Sequence[Example], task: Task) -> Rows:

@@ -90,8 +90,8 @@ def applicable(task: Task, predictions: Predictions, *, wanted: tuple[str, ...] 
     return tuple(metric for metric in chosen if _has(predictions, metric.needs))
 
 
-def named(name: str, kind: AnswerKind) -> Metric:
-    """One metric by name, checked against the kind of answer."""
+def named(name: str, kind: AnswerKind, *, where: str = "evaluate.metrics") -> Metric:
+    """One metric by name, checked against the kind of answer; `where` is the key that names it."""
     fitting = [metric.name for metric in _METRICS if kind in metric.answers]
     if name in fitting:
         return _BY_NAME[name]
@@ -100,13 +100,13 @@ def named(name: str, kind: AnswerKind) -> Metric:
         f"metric {name!r}" + (" does not fit this task" if name in _BY_NAME else ""),
         allowed=", ".join(fitting),
         fix=f"did you mean {near[0]}?" if near else "choose one of the allowed names",
-        where="evaluate.metrics",
+        where=where,
     )
 
 
 def primary(task: Task) -> Metric:
     """The metric that decides for this task. UsageError when `task.metric` does not fit."""
-    return named(task.metric, answer_kind(task))
+    return named(task.metric, answer_kind(task), where="task.metric")
 
 
 def bundles(metrics: Sequence[Metric], gold: Any, predictions: Predictions) -> list[tuple[tuple[str, ...], Statistic]]:

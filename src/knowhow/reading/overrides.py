@@ -31,6 +31,8 @@ def apply(document: Document, overrides: Sequence[tuple[str, str]]) -> Document:
         _put(value, key, new.value, place)
         for old in [known for known in places if known[: len(key)] == key]:
             del places[old]
+        for length in range(1, len(key)):
+            places.setdefault(key[:length], place)
         places[key] = place
         places |= {key + inner: place for inner in new.places}
     return Document(value, places)

@@ -88,7 +88,8 @@ def _problem(item: Mapping[str, Any], document: Document, schema: Mapping[str, A
         return _unknown(key, document, schema)
     if kind == "value_error":
         where = f"`{dotted(key)}`: " if key else ""
-        return Problem(key, document.place(key), where + str(item["ctx"]["error"]), "")
+        got, _, fix = str(item["ctx"]["error"]).partition("; ")
+        return Problem(key, document.place(key), where + got, "", fix)
     fix = "put it in quotes" if kind == "string_type" and isinstance(value, bool | int | float) else ""
     return Problem(key, document.place(key), f"`{dotted(key)}` is {_show(value)}" if key else _show(value), _about(key, schema), fix)
 
