@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from knowhow.errors import UsageError
-from knowhow.evaluate import boosting, linear
+from knowhow.evaluate import boosting, linear, neighbours
 from knowhow.evaluate.gold import AnswerKind, answer_kind, gold_of, text_of
 from knowhow.evaluate.labels import best_thresholds
 from knowhow.evaluate.ngrams import SMALL, Grams, Limits, fit_grams
@@ -39,14 +39,14 @@ class Rows:
 
 
 NAMES: Mapping[AnswerKind, tuple[str, ...]] = {
-    "one": ("majority", "tfidf-lr", "lightgbm"),
-    "many": ("majority", "all-positive", "presence-only", "tfidf-lr", "lightgbm"),
-    "number": ("mean", "tfidf-ridge", "lightgbm"),
+    "one": ("majority", "retrieval", "tfidf-lr", "lightgbm"),
+    "many": ("majority", "all-positive", "presence-only", "retrieval", "tfidf-lr", "lightgbm"),
+    "number": ("mean", "retrieval", "tfidf-ridge", "lightgbm"),
     "text": ("constant", "copy-nearest"),
 }
 """The classical baselines of each kind of answer."""
 
-ASKED_AS = {"majority": ("majority", "mean", "constant"), "tfidf-lr": ("tfidf-lr", "tfidf-ridge"), "retrieval": ("copy-nearest",)}
+ASKED_AS = {"majority": ("majority", "mean", "constant"), "tfidf-lr": ("tfidf-lr", "tfidf-ridge"), "retrieval": ("retrieval", "copy-nearest")}
 """A recipe's name for a baseline → what it is called for the kind of answer at hand."""
 
 
@@ -73,7 +73,7 @@ def fit_classical(
     fitted: dict[str, Fitted] = {}
     for done, name in enumerate(wanted):
         report(f"baseline {name}", done, len(wanted))
-        if name in ("tfidf-lr", "tfidf-ridge", "lightgbm", "presence-only") and grams is None:
+        if name in ("tfidf-lr", "tfidf-ridge", "lightgbm", "presence-only", "retrieval") and grams is None:
             grams = fit_grams(train.texts)
         fitted[name] = _fit(name, task, (train, valid), grams, limits, seed, report)
     report("baselines", len(wanted), len(wanted))
@@ -133,7 +133,9 @@ def _fit(
     columns_F = grams.words() if name == "presence-only" else np.arange(train_NF.shape[1])
     sides = [linear.Side(x[:, columns_F], r.gold, r.weights_N) for x, r in ((train_NF, train), (grams.counts(valid.texts), valid))]
     loss = _loss(task)
-    if name == "lightgbm":
+    if name == "retrieval":
+        model = neighbours.fit(sides[0], sides[1], kind, len(task.labels), loss=loss)
+    elif name == "lightgbm":
         model = boosting.fit(sides[0], sides[1], kind, len(task.labels), limits, loss=loss, seed=seed, progress=report)
     else:
         model = linear.fit(sides[0], sides[1], kind, len(task.labels), limits, loss=loss, presence=name == "presence-only")

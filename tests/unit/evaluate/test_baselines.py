@@ -44,7 +44,7 @@ def score(metric: str, name: str, model: baselines.Fitted, rows: Sequence[Exampl
 def test_they_learn_what_n_grams_show() -> None:
     train, valid, test = traces(300, 0), traces(60, 1), traces(100, 2)
     models = fitted(ONE, train, valid)
-    assert list(models) == ["majority", "tfidf-lr", "lightgbm"]
+    assert list(models) == ["majority", "retrieval", "tfidf-lr", "lightgbm"]
     for name in ("tfidf-lr", "lightgbm"):
         probs_NC = models[name]([row.prompt for row in test])
         assert probs_NC.shape == (100, 3)
@@ -83,7 +83,7 @@ def test_many_labels_have_their_floors() -> None:
     task = Task("classify", ("a", "b", "never"), many=True)
     rows = [Example(str(i), f"word{i % 5} {'alpha' * (i % 2)} {'beta' * (i % 3 == 0)}", label=("a",) * (i % 2) + ("b",) * (i % 3 == 0)) for i in range(120)]
     models = fitted(task, rows, rows[:30])
-    assert set(models) == {"majority", "all-positive", "presence-only", "tfidf-lr", "lightgbm"}
+    assert set(models) == {"majority", "all-positive", "presence-only", "retrieval", "tfidf-lr", "lightgbm"}
     assert (models["all-positive"](["x"]) == 1).all()
     np.testing.assert_allclose(models["majority"](["x"])[0], [0.5, 1 / 3, 0])
     for name in ("presence-only", "tfidf-lr", "lightgbm"):
@@ -99,7 +99,7 @@ def test_numbers() -> None:
         rows.append(Example(str(i), " ".join(words), label=float((words == "good").sum() - (words == "bad").sum())))
     task = Task("regress", metric="spearman")
     models = fitted(task, rows[:150], rows[150:175])
-    assert list(models) == ["mean", "tfidf-ridge", "lightgbm"]
+    assert list(models) == ["mean", "retrieval", "tfidf-ridge", "lightgbm"]
     assert score("r2", "mean", models["mean"], rows[:150], task) == pytest.approx(0, abs=1e-9)
     assert score("spearman", "tfidf-ridge", models["tfidf-ridge"], rows[175:], task) > 0.8
     assert score("spearman", "lightgbm", models["lightgbm"], rows[175:], task) > 0.5
@@ -147,7 +147,7 @@ def test_no_rows_at_all() -> None:
 def test_progress_ends_where_it_said() -> None:
     seen: list[tuple[str, int, int]] = []
     fitted(ONE, traces(40, 0), traces(10, 1), progress=lambda *event: seen.append(event))
-    assert seen[-1] == ("baselines", 3, 3)
+    assert seen[-1] == ("baselines", 4, 4)
     assert ("lightgbm rounds", 20, 20) in seen
 
 
