@@ -49,7 +49,9 @@ def build(
     recipe: RecipePath,
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", envvar="KNOWHOW_RESUME", help="Go on with the newest run of this recipe.")] = False,
-    start: Annotated[Path | None, typer.Option("--from", metavar="SPECIALIST", help="Start from this specialist's weights (a warm update).")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="SPECIALIST", envvar="KNOWHOW_FROM", help="Start from this specialist's weights (a warm update).")
+    ] = None,
     runs: Runs = RUNS,
     yes: Yes = False,
     json: Json = False,
@@ -67,6 +69,7 @@ def init(
     data: Annotated[str | None, typer.Option("--data", metavar="DATA", help="A file, a `datasets` folder or a hub id.")] = None,
     base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="seedling, minilm, a model folder or a hub id.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="classify, regress, generate or score.")] = None,
+    sets: DataSets = None,
     out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.yaml"),
     yes: Yes = False,
     json: Json = False,
@@ -76,7 +79,7 @@ def init(
     from knowhow.commands import init as command
     from knowhow.commands.output import Output
 
-    command.init(command.Wish(data, base, task), out, yes, Output(json, quiet))
+    command.init(command.Wish(data, base, task, tuple(sets or ())), out, yes, Output(json, quiet))
 
 
 @app.command()
@@ -101,9 +104,7 @@ def evaluate(model: Model, data: Data, sets: DataSets = None, runs: Runs = RUNS,
 def predict(
     model: Model,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Rows to answer (the formats of `build`).")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="JSONL to write; left out: FILE's name with .predictions.jsonl here.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSONL to write; left out: FILE's name with .predictions.jsonl here.")] = None,
     sets: DataSets = None,
     runs: Runs = RUNS,
     json: Json = False,

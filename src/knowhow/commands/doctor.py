@@ -18,7 +18,7 @@ from knowhow import __version__, reading
 from knowhow.commands import machine
 from knowhow.commands.output import Output, size, table
 
-VARIABLES = ("DATA", "DEBUG", "JSON", "QUIET", "RESUME", "RUNS", "SEED", "SET", "YES")
+VARIABLES = ("DATA", "DEBUG", "FROM", "JSON", "QUIET", "RESUME", "RUNS", "SEED", "SET", "YES")
 """What may follow KNOWHOW_ in the environment."""
 
 SLOW_BF16 = 1.2

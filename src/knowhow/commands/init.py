@@ -32,6 +32,7 @@ class Wish:
     data: str | None
     base: str | None
     task: str | None
+    sets: tuple[str, ...] = ()
 
 
 def init(wish: Wish, out: Path, yes: bool, output: Output) -> None:
@@ -41,7 +42,7 @@ def init(wish: Wish, out: Path, yes: bool, output: Output) -> None:
     asking = not yes and not output.as_json and sys.stdin.isatty()
     data = wish.data or _ask(asking, "data (a file, a `datasets` folder or a hub id)", None, "--data FILE")
     allow_network(data)
-    seen = look(data_spec(data, []))
+    seen = look(data_spec(data, wish.sets))
     output.note(f"{seen.rows} rows looked at: {', '.join(f'{role} = {name}' for role, name in seen.columns.items())}")
     task = wish.task or _ask(asking, f"task ({', '.join(get_args(TaskKind))})", seen.kind, "--task")
     if task not in get_args(TaskKind):
