@@ -34,7 +34,10 @@ docs: $(VENV)/installed
 	$(BIN)/knowhow schema > docs/recipe.schema.json
 
 bench: $(VENV)/installed-dev
-	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python bench/audit_scale.py
+	$(BIN)/python bench/kill_resume.py
+	@test -n "$(KNOWHOW_DATA)" || echo "KNOWHOW_DATA is not set: the comparisons on real traces are left out"
+	test -z "$(KNOWHOW_DATA)" || $(BIN)/python bench/real_traces_baseline.py "$(KNOWHOW_DATA)/malware/speakeasy_traces"
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
