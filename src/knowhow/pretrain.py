@@ -193,7 +193,8 @@ def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, va
     objective = NextToken("lm", backbone=torch.compile(model.model) if recipe.compile else None)
     life = Life(steps, {name: even_windows(stream, recipe.long_sequence or recipe.sequence) for name, stream in valid.items()}, recipe.precision)
     factor = schedule("wsd", steps, warmup=recipe.warmup, decay=recipe.decay)
-    spec = LoopSpec(steps, start, seen, clip=recipe.clip, precision=recipe.precision)
+    # torch's own attention, so that a base can be made again to the byte whatever the loop learns to do faster
+    spec = LoopSpec(steps, start, seen, clip=recipe.clip, precision=recipe.precision, attention="torch")
     log = _Log(run / "training.jsonl", start)
     observers: list[Observer] = [life]
     try:

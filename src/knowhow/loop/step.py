@@ -9,23 +9,26 @@ from typing import Literal
 
 import torch
 
+from knowhow.loop.machine import quick_attention
 from knowhow.loop.optim import Optim, Schedule
 from knowhow.loop.world import World
 from knowhow.protocols import Batches, Objective, Observer
 from knowhow.types import Batch, StepInfo
 
 Precision = Literal["auto", "float32", "bf16"]
+Attention = Literal["auto", "torch"]
 
 
 @dataclass(frozen=True, slots=True)
 class LoopSpec:
-    """`steps` is the last step's number; `start` the last one already done."""
+    """`steps` is the last step's number; `start` the last one already done; `attention` torch: never ours (bf16 on a CPU rounds a little differently)."""
 
     steps: int
     start: int = 0
     tokens_seen: int = 0
     clip: float = 1.0
     precision: Precision = "auto"
+    attention: Attention = "auto"
     world: World = field(default_factory=World)
 
 
@@ -40,7 +43,7 @@ def train(
 ) -> Iterator[StepInfo]:
     """Steps start+1 … steps. The loss of a step is the sum over its microbatches divided by its supervised units, never a mean of means.
 
-    Raises FloatingPointError at a loss that is not finite, before the update: the weights are still the last good ones.
+    Raises FloatingPointError at a loss or a gradient that is not finite, before the update: the weights are still the last good ones.
     """
     model.train()
     device = next(model.parameters()).device
@@ -59,6 +62,8 @@ def train(
             raise FloatingPointError(f"the loss is {loss} at step {step}")
         seen += sum(int(batch.mask_BT.sum()) for batch in micro)
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if not norm < float("inf"):
+            raise FloatingPointError(f"the gradient is {norm} at step {step}")
         lr = optim.scale(factor(step))
         info = StepInfo(step, seen, loss, {name: value / units for name, value in sums.items()}, lr, norm, model, micro)
         watching = [observer for observer in observers if observer.due(step)]
@@ -74,13 +79,16 @@ def train(
 
 def _accumulate(model: torch.nn.Module, objective: Objective, micro: Sequence[Batch], units: float, spec: LoopSpec) -> dict[str, float]:
     sums: dict[str, float] = {"loss": 0.0}
-    for batch in micro:
-        with autocast(batch.tokens_BT.device.type, spec.precision):
-            loss, metrics = objective(model, batch)
-        (loss / units).backward()
-        sums["loss"] += float(loss.detach())
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+    device = next(model.parameters()).device.type
+    # leaving the outermost autocast forgets the bf16 copies of the weights: inside this one they are made once a step, not once a microbatch
+    with torch.autocast(device, enabled=False):
+        for batch in micro:
+            with autocast(device, spec.precision), quick_attention(device) if spec.attention == "auto" else nullcontext():
+                loss, metrics = objective(model, batch)
+            (loss / units).backward()
+            sums["loss"] += float(loss.detach())
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
     return sums
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 
 CHUNK = 1024
+CACHED = 2**18
+"""Float32 logits that are worked on at a time, so that every pass over them but the first finds them in the cache."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -21,13 +23,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], CHUNK):
             part = hidden[start : start + CHUNK]
             target = targets_N[start : start + CHUNK, None]
-            logp = torch.log_softmax(part @ weight.T, -1, dtype=torch.float32)
+            grad = part @ weight.T
             scale = weights_N[start : start + CHUNK, None].float() if weights_N is not None else None
-            nll = -logp.gather(1, target)
+            nll = _to_gradient(grad, target, scale)
             total += (nll * scale).sum() if scale is not None else nll.sum()
-            grad = logp.exp_()
-            grad.scatter_add_(1, target, torch.full_like(nll, -1.0))
-            grad = (grad.mul_(scale) if scale is not None else grad).to(dtype)
             if d_hidden is not None:
                 torch.mm(grad, weight, out=d_hidden[start : start + CHUNK])
             if d_weight is not None:
@@ -45,6 +44,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return left, right, None, None, None
 
 
+def _to_gradient(logits_NV: torch.Tensor, targets_N1: torch.Tensor, scale_N1: torch.Tensor | None) -> torch.Tensor:
+    """Turns logits in place into the gradient of the weighted loss; returns −log p of each target (N×1, float32)."""
+    nll_N1 = torch.empty(targets_N1.shape, dtype=torch.float32, device=logits_NV.device)
+    rows = max(8, CACHED // logits_NV.shape[1]) if logits_NV.device.type == "cpu" else CHUNK
+    for start in range(0, len(logits_NV), rows):
+        here = slice(start, start + rows)
+        target = targets_N1[here]
+        logp = torch.log_softmax(logits_NV[here], -1, dtype=torch.float32)
+        torch.neg(logp.gather(1, target), out=nll_N1[here])
+        grad = logp.exp_()
+        grad.scatter_add_(1, target, torch.full_like(target, -1.0, dtype=torch.float32))
+        logits_NV[here] = grad if scale_N1 is None else grad.mul_(scale_N1[here])
+    return nll_N1
+
+
 def linear_cross_entropy(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor | None = None) -> torch.Tensor:
     """Sum over N of weight × −log softmax(hidden Wᵀ)[target], in nats, accumulated in float32.
 
@@ -52,6 +66,8 @@ def linear_cross_entropy(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targe
     """
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+    if not torch.is_grad_enabled():
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, dtype)
 
