@@ -9,7 +9,7 @@ FLAGS ?=
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 RECIPE  := recipes/malware-triage.yaml
 SMALL   := data.generate.train=400 data.generate.valid=120 data.generate.test=200 base.context=256 \
 	adapt.0.steps=12 adapt.0.batch_tokens=2048 adapt.0.evaluate_every=6 evaluate.draws=200
