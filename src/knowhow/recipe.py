@@ -49,11 +49,9 @@ class TaskSpec(Section):
     @model_validator(mode="after")
     def _each_label_once(self) -> TaskSpec:
         labels = self.labels or []
-        twice = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
-        if twice is not None:
-            raise ValueError(f"the label {twice!r} twice; name each label once")
-        if not all(label.strip() for label in labels):
-            raise ValueError("a label that is blank; remove it")
+        for place, label in enumerate(labels):
+            if label in labels[:place] or not label.strip():
+                raise ValueError(f"the label {label!r} {'twice' if label.strip() else 'which is blank'}; name each label once")
         return self
 
 
@@ -123,12 +121,6 @@ class SplitSpec(Section):
     )
     valid: Fraction = 0.1
     test: Fraction = 0.1
-
-    @model_validator(mode="after")
-    def _something_to_train_on(self) -> SplitSpec:
-        if self.valid + self.test >= 1:
-            raise ValueError(f"valid {self.valid:g} and test {self.test:g} leave nothing for training; lower them until their sum is below 1")
-        return self
 
 
 class SynthesizeSpec(Section):
@@ -256,6 +248,16 @@ class Recipe(Section):
     package: PackageSpec = Field(default_factory=PackageSpec)
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _phases_fit_the_task(self) -> Recipe:
+        """Texts are learnt by sft or lm, labels and numbers by classify, which phases of lm may come before."""
+        wanted = "sft" if self.task.kind == "generate" else "classify"
+        for number, phase in enumerate(self.adapt):
+            if phase.objective != wanted and (phase.objective != "lm" or (wanted == "classify" and phase is self.adapt[-1])):
+                got = f"`adapt.{number}.objective` is {phase.objective} where the task is to {self.task.kind}"
+                raise ValueError(f"{got}; set it to {wanted}, or change `task.kind`")
+        return self
 
 
 class CorpusSpec(Section):

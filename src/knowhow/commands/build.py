@@ -39,13 +39,14 @@ def build(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
     root = path.absolute().parent
     here = reading.located(recipe, root)
     allow_network(here.base.model, *filter(None, (here.data.train, here.data.valid, here.data.test)))
+    start = None if how.start is None else _specialist(how.start, how.runs)
     record = _foresee(here, how, output)
     from knowhow import run
 
     asked, about = reading.expanded(recipe), dict(record)
     try:
         with output.progress() as progress:
-            result = run.build(asked, runs=how.runs, resume=how.resume, start_from=how.start, progress=progress, root=root, estimate=about)
+            result = run.build(asked, runs=how.runs, resume=how.resume, start_from=start, progress=progress, root=root, estimate=about)
     except GateError:
         # Everything is written when a gate fails; the run that was written last is this one.
         _tell(list_runs(how.runs)[-1].folder, output)
@@ -74,6 +75,16 @@ def allow_network(*sources: str) -> None:
     if not named:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+
+def _specialist(where: Path, runs: Path) -> Path:
+    """The folder of a specialist named by its folder, its run's folder or its run's name; every file in it is hashed again."""
+    from knowhow import package
+    from knowhow.commands.runs import resolve
+
+    folder = where if where.exists() and not (where / "run.json").is_file() else resolve(str(where), runs).path("package", "specialist")
+    package.read(folder)
+    return folder
 
 
 def _foresee(recipe: Recipe, how: How, output: Output) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from knowhow import estimate
 from knowhow.commands.machine import machine
 from knowhow.data.sources import open_source
 from knowhow.domains import find_domain
+from knowhow.errors import UsageError
 from knowhow.estimate import Load, Machine, Shape
 from knowhow.model.source import resolve
 from knowhow.recipe import PhaseSpec, Recipe
@@ -112,12 +113,20 @@ def _tokens(base: Path, texts: list[str], words: str | None) -> list[float]:
     """Tokens of each text; with one token per domain word, at most its words and as many between them."""
     path = base / "tokenizer.json"
     if path.is_file():
-        lengths = [float(len(row.ids)) for row in Tokenizer.from_file(str(path)).encode_batch(texts)]
+        lengths = [float(len(row.ids)) for row in _tokenizer(path).encode_batch(texts)]
     else:
         lengths = [len(text) / CHARS_PER_TOKEN for text in texts]
     if words is None:
         return lengths
     return [min(length, 1.3 * len(re.findall(words, text)) + 1) for length, text in zip(lengths, texts)]
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for a tokenizer it cannot parse
+        fix = "save the tokenizer again as tokenizer.json (tokenizer.save_pretrained)"
+        raise UsageError(f"the tokenizer cannot be read: {str(error)[:300]}", allowed="a fast tokenizer", fix=fix, where=str(path)) from error
 
 
 def _counted(recipe: Recipe, where: str) -> tuple[int, list[str]]:

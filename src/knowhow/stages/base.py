@@ -5,9 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from knowhow.data.chat import prompt_text
+from knowhow.errors import UsageError
 from knowhow.files import write_json
 from knowhow.model import load, vocabulary
 from knowhow.stages.common import Build, source
+
+
+def _check_objectives(build: Build, base: load.Loaded) -> None:
+    """An encoder sees both sides of every token, so it cannot learn to write."""
+    for number, phase in enumerate(build.recipe.adapt):
+        if base.kind == "encoder" and phase.objective != "classify":
+            fix = "choose a causal base, or a task of labels with the objective classify"
+            raise UsageError(f"objective {phase.objective} with an encoder", allowed="classify", fix=fix, where=f"adapt.{number}.objective")
 
 
 def work(build: Build, folder: Path) -> None:
@@ -15,6 +24,7 @@ def work(build: Build, folder: Path) -> None:
     spec = build.recipe.base
     where = str(build.start_from or source(build.recipe, build.root))
     base = load.load(where, revision=spec.revision, seed=build.recipe.seed)
+    _check_objectives(build, base)
     about = {"source": spec.model if build.start_from is None else build.start_from.name, "revision": base.ref.revision, "sha256": base.ref.sha256}
     about |= {"kind": base.kind, "context": base.context, "parameters": sum(p.numel() for p in base.model.parameters())}
     if spec.vocabulary.extend and build.start_from is None:

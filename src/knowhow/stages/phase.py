@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from knowhow.adapt.classify import Classify
@@ -79,9 +81,6 @@ class Phase:
         room = context(loaded, build.recipe.base)
         if not self.language_model:
             return class_rows(examples, task, encode(loaded, examples, task, build.recipe.base), weights=spec.weights)
-        if loaded.kind == "encoder":
-            fix = "choose a causal base, or the objective classify"
-            raise UsageError(f"objective {spec.objective} with an encoder", allowed="classify", fix=fix, where=f"adapt.{self.number}.objective")
         end = loaded.tokenizer.eos_token_id
         if spec.objective == "lm":
             texts = [prompt_text(example, task) for example in examples]
@@ -195,7 +194,9 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
     except KeyboardInterrupt as stop:
         raise Interrupted("stopped by the user", fix="run the same command again with --resume: it goes on at the last checkpoint") from stop
     except FloatingPointError as error:
-        if best.score is None and alone:
+        # A rate at which training broke down is no choice, however good it was before.
+        best.score = None
+        if alone:
             shutil.rmtree(here)
             raise UsageError(f"training diverged: {error}", fix=f"lower the learning rate (it is {lr:g})", where=f"adapt.{phase.number}.lr") from error
         phase.build.run.log(stage="adapt", event="diverged", lr=lr, reason=str(error))
@@ -228,6 +229,9 @@ def _task_metric(phase: Phase) -> Callable[[load.Loaded], tuple[dict[str, float]
         given = answers(loaded, valid, task, build.recipe.base, name="specialist", precision=inference_precision(phase.spec))
         if task.many:
             given = replace(given, thresholds_C=best_thresholds(gold.values, given.probs_NC, weights_N))
+        scores = given.values_N if given.logits_NC is None else given.logits_NC
+        if scores is not None and not np.isfinite(scores).all():
+            raise FloatingPointError("its answers on validation are no numbers")
         value = metric(gold.values, given, weights_N)
         row = {f"valid_{task.metric}": value}
         if task.classes:
@@ -248,6 +252,8 @@ def _language_loss(phase: Phase) -> Callable[[load.Loaded], tuple[dict[str, floa
                 batch = collate(rows, chosen, pad=pad, language_model=True)
                 total += float(objective(loaded.model, batch)[0])
                 units += objective.units(batch)
+        if not math.isfinite(total):
+            raise FloatingPointError(f"its loss on validation is {total}")
         return {"valid_loss": total / units}, -total / units
 
     return look
