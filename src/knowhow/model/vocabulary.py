@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models
 
 from knowhow.errors import UsageError
 from knowhow.files import digest
+from knowhow.model.configs import PATTERN_LIMIT
 from knowhow.model.infer import pieces
 from knowhow.model.loaded import Loaded
 from knowhow.model.quiet import quiet
@@ -102,13 +103,16 @@ def _lowers(tokenizer: Any) -> bool:
 
 
 def _keep_spaces(tokenizer: Any, words: Sequence[str]) -> None:
-    """The new tokens swallow the space before them; the decoder puts it back, so that decoding running text gives the text."""
+    """The new tokens swallow the space before them; the decoder puts it back, so that decoding running text gives the text.
+
+    Not for long lists: the decoder knows the words by a pattern, and a pattern past the guard's limit is refused. Such a model reads and answers as well;
+    text decoded from it misses spaces."""
     backend = tokenizer.backend_tokenizer
     mark = next((mark for kind, mark in _MARKS.items() if isinstance(backend.decoder, kind)), None)
     if mark is None and isinstance(backend.decoder, decoders.Sequence) and isinstance(backend.model, models.BPE):
         mark = next((mark for mark in _MARKS.values() if f"{mark}a" in tokenizer.get_vocab()), None)
-    if mark is not None:
-        one_of = "|".join(re.escape(word) for word in sorted(words))
+    one_of = "|".join(re.escape(word) for word in sorted(words))
+    if mark is not None and len(one_of) < PATTERN_LIMIT - 20:
         backend.decoder = decoders.Sequence([decoders.Replace(Regex(f"^(?=(?:{one_of})$)"), mark), backend.decoder])
 
 

@@ -118,3 +118,11 @@ def test_a_model_nobody_here_trained(shared_data: Path) -> None:
     row = pieces(after.tokenizer, [TEXT])[0]
     assert [token for token in after.tokenizer.convert_ids_to_tokens(row) if token in WORDS] == WORDS
     assert after.tokenizer.decode(row).split()[:4] == TEXT.split()[:4]
+
+
+def test_a_long_list_of_words_can_still_be_saved_and_loaded(lm: Make, tmp_path: Path) -> None:
+    words = [f"module{number}.somefunction{number}" for number in range(600)]
+    extended = extend(lm(), words)
+    save(extended, tmp_path / "long")
+    again = load(str(tmp_path / "long"))
+    assert pieces(again.tokenizer, [" module5.somefunction5 module77.somefunction77"]) == [again.tokenizer.convert_tokens_to_ids([words[5], words[77]])]
