@@ -109,6 +109,7 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> Path:
     with writing(folder):
         model.to(torch.bfloat16).save_pretrained(folder)
         fast.save_pretrained(folder)
+        (folder / "model.safetensors").chmod(0o644)
     return folder
 
 
