@@ -128,7 +128,7 @@ class JsonLines:
 
 
 class Bars:
-    """One bar per piece of work on a terminal, under the name of its stage; a finished one stays as a line."""
+    """One bar per piece of work on a terminal, under the name of its stage; one that took a while leaves a line."""
 
     def __init__(self, bars: RichProgress, *, every: float = 0.1, clock: Clock = time.monotonic) -> None:
         self.bars, self.every, self.clock = bars, every, clock
@@ -152,6 +152,9 @@ class Bars:
         self.drawn[name] = now
         self.bars.update(self.tasks[name], description=what, completed=done, total=total or None, left=_left(meter, ended))
         if ended:
+            self.bars.remove_task(self.tasks[name])
+            if meter.seconds_gone() >= WORTH_A_LINE:
+                self._say(f"    {what}: {_state(meter, done, total, ended)}")
             del self.meters[name], self.tasks[name], self.drawn[name]
 
     def _begin(self, stage: str, number: int, count: int) -> None:
@@ -162,7 +165,11 @@ class Bars:
         self.tasks.clear()
         self.drawn.clear()
         if number < count:
-            self.bars.console.print(f"[{number + 1} of {count}] {stage}", markup=False, highlight=False)
+            self._say(f"[{number + 1} of {count}] {stage}")
+
+    def _say(self, line: str) -> None:
+        """A line above the bars that stays."""
+        self.bars.console.print(line, markup=False, highlight=False)
 
 
 def stage_of(what: str) -> str:

@@ -100,9 +100,10 @@ def test_bars_of_an_earlier_stage_go() -> None:
         bars("stage data", 0, 2)
         bars("reading", 5, 0)
         bars("loss 0.5", 1, 10)
-        bars("loss 0.25", 10, 10)
+        bars("loss 0.25", 3, 10)
+        assert [task.description for task in shown.tasks] == ["reading", "loss 0.5"], "one bar though the loss changed"
         bars("stage adapt", 1, 2)
-        assert [task.description for task in shown.tasks] == ["loss 0.25"]
+        assert not shown.tasks
 
 
 def test_work_of_unknown_size() -> None:
@@ -125,18 +126,22 @@ def test_json_lines() -> None:
     assert len(rows) == 4
 
 
-def test_bars_on_a_terminal() -> None:
+def test_bars_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     with _rich() as shown:
         bars = Bars(shown, clock=clock)
-        for done in range(11):
+        for done in range(10):
             bars("train [1/2]", done, 10)
             clock.now += 1
+        (task,) = shown.tasks
+        assert (task.description, task.completed, task.total, task.fields["left"]) == ("train [1/2]", 9, 10, "1 s left")
+        bars("train [1/2]", 10, 10)
+        bars("quick", 1, 1)
         bars("read", 5, 0)
-        tasks = shown.tasks
-        assert [task.description for task in tasks] == ["train [1/2]", "read"]
-        assert (tasks[0].completed, tasks[0].finished, tasks[0].fields["left"]) == (10, True, "done in 10 s")
-        assert tasks[1].total is None
+        assert [(task.description, task.total) for task in shown.tasks] == [("read", None)]
+    said = capsys.readouterr().err
+    assert "    train [1/2]: 10 of 10, done in 10 s" in said
+    assert "quick" not in said
 
 
 def test_showing_fits_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
