@@ -206,10 +206,10 @@ def test_unset_data_folder_is_named(recipe: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_corpora_make_a_base_recipe(tmp_path: Path) -> None:
     path = tmp_path / "base.yaml"
-    path.write_text("name: base\ntokens: 1000\ncorpora: {a: {files: [a.jsonl]}}\nvalid: {a: {files: [a.jsonl]}}\n")
+    path.write_text("name: base\ntokens: 100000\ncorpora: {a: {files: [a.jsonl]}}\nvalid: {a: {files: [a.jsonl]}}\n")
     (tmp_path / "a.jsonl").write_text("")
     assert isinstance(read(path), PretrainRecipe)
-    path.write_text("name: base\ntokens: 1000\ncorpora: {a: {files: [b.jsonl]}}\nvalid: {}\n")
+    path.write_text("name: base\ntokens: 100000\ncorpora: {a: {files: [b.jsonl]}}\nvalid: {a: {files: [a.jsonl]}}\n")
     assert complaint(path).where == "base.yaml:3"
     assert isinstance(read(path, must_exist=False), PretrainRecipe)
 
