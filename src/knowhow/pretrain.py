@@ -28,10 +28,12 @@ from knowhow.loop import checkpoint
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train
 from knowhow.maths import ngram
+from knowhow.model.quiet import quiet
 from knowhow.observe.life import Life, position_losses
 from knowhow.protocols import Batches, Observer, Progress
 from knowhow.recipe import CorpusSpec, PretrainRecipe
 from knowhow.types import StepInfo
+from knowhow.workspace import nothing_from_nothing
 
 CARD = """---
 license: apache-2.0
@@ -65,7 +67,13 @@ PIECE = 20_000
 
 def pretrain(recipe: PretrainRecipe, *, run: Path, root: Path, progress: Progress) -> Path:
     """Make the base described by `recipe` in `run`; going on where an earlier call stopped. Returns the model folder."""
-    run.mkdir(parents=True, exist_ok=True)
+    with writing(run):
+        run.mkdir(parents=True, exist_ok=True)
+    with nothing_from_nothing(run, lambda: checkpoint.find(run / "checkpoint") is not None):
+        return _make(recipe, run, root, progress)
+
+
+def _make(recipe: PretrainRecipe, run: Path, root: Path, progress: Progress) -> Path:
     torch.manual_seed(recipe.seed)
     tokenizer = _tokenizer(recipe, run, root, progress)
     streams = {name: _stream(name, spec, tokenizer, run, root, progress) for name, spec in recipe.corpora.items()}
@@ -106,7 +114,7 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END, pad_token=PAD, model_max_length=model.config.max_position_embeddings
     )
-    with writing(folder):
+    with writing(folder), quiet():
         model.to(torch.bfloat16).save_pretrained(folder)
         fast.save_pretrained(folder)
         (folder / "model.safetensors").chmod(0o644)
@@ -116,8 +124,11 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> Path:
 def texts(spec: CorpusSpec, root: Path) -> Iterator[str]:
     """Documents of a corpus in order. A domain's traces are shuffled in blocks, so twins do not stand side by side."""
     for name in spec.files:
-        for row in open_source(root / name).rows():
-            yield str(row["text"])
+        for number, row in enumerate(open_source(root / name).rows(), start=1):
+            if not isinstance(row.get("text"), str):
+                allowed = "rows with a field `text`"
+                raise UsageError(f"a row without text (it has {', '.join(row)})", allowed=allowed, fix="rename the field", where=f"{root / name}, row {number}")
+            yield row["text"]
     if spec.generate is not None:
         seed = spec.generate.seed or 0
         random = np.random.Generator(np.random.PCG64(seed))
@@ -208,6 +219,9 @@ def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, va
                 checkpoint.save(run / "checkpoint", model, optim, {"step": info.step, "tokens": info.tokens_seen, "batches": batches.state()})
     except KeyboardInterrupt as stop:
         raise Interrupted("stopped by the user", fix="run the same command again with --resume: it goes on at the last checkpoint") from stop
+    except FloatingPointError as error:
+        rates = f"lr {recipe.lr:g}" + (f", muon_lr {recipe.muon_lr:g}" if recipe.muon_lr else "")
+        raise UsageError(f"training diverged: {error}", fix=f"lower the learning rate ({rates})", where="lr") from error
 
 
 def _batches(recipe: PretrainRecipe, streams: Streams, steps: int) -> Batches:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from knowhow import __version__
-from knowhow.errors import GateError, Interrupted
+from knowhow.errors import GateError
 from knowhow.files import digest, digest_file, digest_folder, read_json, write_json
 from knowhow.protocols import Progress
 from knowhow.recipe import Recipe
 from knowhow.stages import adapt, base, baseline, data, evaluate, finish
 from knowhow.stages.common import Build
-from knowhow.workspace import Run, open_run
+from knowhow.workspace import Run, nothing_from_nothing, open_run
 
 STAGES: tuple[tuple[str, Callable[[Build, Path], None]], ...] = (
     ("data", data.work),
@@ -57,7 +55,7 @@ def build(
     asked = recipe.model_dump(mode="json")
     asked_digest = digest({"recipe": asked, "from": start_from and digest_folder(start_from)})
     run = open_run(runs, recipe.name, asked_digest, resume=resume)
-    with run.lease(), _nothing_from_nothing(run):
+    with run.lease(), nothing_from_nothing(run.folder, lambda: any(run.sealed(stage) for stage, _ in STAGES)):
         write_json(run.path("recipe.json"), asked)
         if estimate is not None:
             write_json(run.path("estimate.json"), estimate)
@@ -77,21 +75,6 @@ def build(
     if result.failed:
         raise GateError("; ".join(result.failed), fix=f"the specialist and its report are in {run.folder}", where="budget")
     return result
-
-
-@contextmanager
-def _nothing_from_nothing(run: Run) -> Iterator[None]:
-    """A build that failed before any stage was sealed leaves no run behind: there is nothing to go on with, and the next try is not its second."""
-    try:
-        yield
-    except Interrupted:
-        raise
-    except Exception:
-        if not any(run.sealed(stage) for stage, _ in STAGES):
-            shutil.rmtree(run.folder, ignore_errors=True)
-            with suppress(OSError):
-                run.folder.parent.rmdir()
-        raise
 
 
 def _files(at: Build) -> dict[str, str]:

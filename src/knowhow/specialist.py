@@ -134,13 +134,15 @@ def predict_file(opened: Opened, where: str, out: Path, *, columns: FieldsSpec, 
         done = sum(1 for _ in read_jsonl(out))
     elif out.exists():
         raise UsageError(f"{out.name} is there already", fix="give another --out, or remove it", where=str(out))
+    # Every row is read once before anything is written: a bad one at the end costs no answers.
+    total = sum(1 for _ in read_examples(where, opened.task, columns, labelled=False)) if Path(where).is_file() else 0
     write_json(state, about)
     rows = enumerate(itertools.islice(read_examples(where, opened.task, columns, labelled=False), done, None), start=done)
     while chunk := list(itertools.islice(rows, CHUNK)):
         for (number, example), answer in zip(chunk, describe(opened, opened.answer([example for _, example in chunk]))):
             append_jsonl(out, {"row": number, "id": example.id, **answer})
         done += len(chunk)
-        progress("predict", done, 0)
+        progress("predict", done, total)
     state.unlink()
     return done
 

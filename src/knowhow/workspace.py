@@ -9,13 +9,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from knowhow import __version__
-from knowhow.errors import UsageError
+from knowhow.errors import Interrupted, UsageError
 from knowhow.files import append_jsonl, digest, digest_folder, read_json, write_json, writing
 
 OUTSIDE_DIGESTS = ("measured.json", "seal.json", "started.json", "seconds.jsonl")
@@ -99,6 +99,23 @@ class Run:
             yield
         finally:
             os.close(handle)
+
+
+@contextmanager
+def nothing_from_nothing(folder: Path, begun: Callable[[], bool]) -> Iterator[None]:
+    """Work that failed before anything was kept (`begun`) leaves no folder behind: there is nothing to go on with, and the next try starts clean.
+
+    An interruption leaves it: `--resume` goes on with it."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception:
+        if not begun():
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()
+        raise
 
 
 def check_name(name: str) -> str:

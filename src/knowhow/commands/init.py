@@ -49,13 +49,13 @@ def init(wish: Wish, out: Path, yes: bool, output: Output) -> None:
         raise UsageError(f"task {task!r}", allowed=", ".join(get_args(TaskKind)), where="--task")
     base = wish.base or _ask(asking, "base (seedling, minilm, a model folder or a hub id)", "seedling", "--base")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out.parent / reading.SCHEMA_FILE, json.dumps(reading.schema(), indent=1) + "\n")
     write_atomic(out, text(_name(out), _beside(data, out), _beside(base, out), task, seen))
     try:
         reading.read(out, environ=dict(os.environ) | {"KNOWHOW_SET": "", "KNOWHOW_SEED": ""})
     except UsageError:
         out.unlink()
         raise
+    write_atomic(out.parent / reading.SCHEMA_FILE, json.dumps(reading.schema(), indent=1) + "\n")
     output.result(
         {"event": "done", "recipe": str(out), "task": task, "base": base, "columns": dict(seen.columns)}, f"recipe  {out}\nnext    knowhow build {out}"
     )

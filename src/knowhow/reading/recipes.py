@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from knowhow.errors import UsageError
 from knowhow.reading import overrides as override
-from knowhow.reading import paths, problems
+from knowhow.reading import paths, problems, sizes
 from knowhow.reading.text import Document, Key, parse_file
 from knowhow.recipe import SCHEMA_VERSION, PretrainRecipe, Recipe
 
@@ -42,9 +42,12 @@ def read(path: Path | str, sets: Sequence[str] = (), *, environ: Mapping[str, st
         recipe = model.model_validate(document.value)
     except ValidationError as error:
         raise problems.explain(error, document, model.model_json_schema()) from None
-    if must_exist and (found := paths.missing(recipe, Path(path).absolute().parent, environ)):
-        key, lost = found
-        raise UsageError(lost.got, allowed=lost.allowed, fix=lost.fix, where=document.place(key))
+    found = sizes.clash(recipe) if isinstance(recipe, PretrainRecipe) else None
+    if found is None and must_exist:
+        found = paths.missing(recipe, Path(path).absolute().parent, environ)
+    if found is not None:
+        key, wrong = found
+        raise UsageError(wrong.got, allowed=wrong.allowed, fix=wrong.fix, where=document.place(key))
     return recipe
 
 
