@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a table: one case a line)
 """Bad data: files that are no files, bytes that are no text, rows that are no rows, labels that cannot be learnt."""
 
 from __future__ import annotations

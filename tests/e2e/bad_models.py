@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a table: one case a line)
 """Bad bases and bad training: folders that are no model, folders that lie, objectives that do not fit, rates that diverge."""
 
 from __future__ import annotations

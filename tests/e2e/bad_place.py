@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a table: one case a line)
 """Where a bad case is played: a folder with good rows and a tiny base, a recipe that works until one thing in it is spoilt, and what came of the command."""
 
 from __future__ import annotations

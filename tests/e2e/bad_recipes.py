@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a table: one case a line)
 """Bad recipes: what a person mistypes, and what a hostile file tries."""
 
 from __future__ import annotations

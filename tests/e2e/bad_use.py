@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a table: one case a line)
 """Bad use of what is finished: specialists that are none or were changed, files without texts, runs that are not there, words that are no command."""
 
 from __future__ import annotations
