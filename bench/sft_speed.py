@@ -145,12 +145,12 @@ def once(row: Row, config: Mapping[str, Any] | None) -> None:
         else:
             asked = common | {"config": {"num_train_epochs": 1, **config}, "check_leak": row["kind"] == "sweep", "output": str(folder / "out")}
             made = _side("theirs", asked, folder)
+        timed = measured(made)
     except RuntimeError as error:
         if row["kind"] == "run":
             raise
         append_jsonl(RESULTS, row | {"failed": str(error)[-300:]})
         return
-    timed = measured(made)
     append_jsonl(RESULTS, row | timed | {"rates": made["rates"], "threads": made["threads"], "load": load, "leak": made.get("leak")})
     print(f"  {row['kind']} {row['round']} {row['condition']:12} {row['setting']:46} {timed['tokens_per_second']:7.0f} tokens/s", flush=True)
 
@@ -160,6 +160,8 @@ def measured(made: Row) -> Row:
     compiled = made.get("compiled") or [False] * len(made["tokens"])
     reached = list(itertools.accumulate(made["tokens"]))
     kept = [at for at, (total, busy) in enumerate(zip(reached, compiled)) if total > CUT_SHARE * reached[-1] and not busy]
+    if not kept:
+        raise RuntimeError(f"all {len(compiled)} steps compiled something: give more rows")
     tokens, seconds = sum(made["tokens"][at] for at in kept), sum(made["seconds"][at] for at in kept)
     whole = {"epoch_tokens": reached[-1], "epoch_seconds": sum(made["seconds"])}
     return {"tokens": tokens, "seconds": seconds, "steps": len(kept), "tokens_per_second": tokens / seconds, **whole}

@@ -42,7 +42,9 @@ def build(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
     start = None if how.start is None else _specialist(how.start, how.runs)
     record = _foresee(here, how, output)
     from knowhow import run
+    from knowhow.loop.machine import keep_memory
 
+    keep_memory()
     asked, about = reading.expanded(recipe), dict(record)
     try:
         with output.progress() as progress:
@@ -63,7 +65,9 @@ def pretrain(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
     if folder.exists() and not how.resume:
         raise UsageError(f"{folder} is there already", fix="add --resume to go on with it, or remove it first", where=str(folder))
     from knowhow import pretrain as work
+    from knowhow.loop.machine import keep_memory
 
+    keep_memory()
     with output.progress() as progress:
         model = work.pretrain(reading.expanded(recipe), run=folder, root=root, progress=progress)
     output.result({"event": "done", "model": str(model), "run": str(folder)}, f"model  {model}")
