@@ -10,12 +10,16 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from knowhow.errors import ResourceError, UsageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the operating system says when there is no more room for a file."""
 
 
 def canonical(value: Any) -> str:
@@ -102,13 +106,21 @@ class writing:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if not isinstance(error, OSError):
-            return
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        number = None if error is None else system_error(error)
+        if number in FULL:
             free = shutil.disk_usage(existing_parent(self.path)).free
-            raise ResourceError(f"the disk is full ({free / 1e6:.0f} MB free)", where=str(self.path), fix="free some space, then run it again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
-            raise UsageError(f"cannot write here: {error.strerror}", where=str(self.path), fix="choose a folder that you may write to") from error
+            got = "a file larger than this system allows" if number == errno.EFBIG else f"the disk is full ({free / 1e6:.0f} MB free)"
+            raise ResourceError(got, where=str(self.path), fix="free some space (`knowhow runs gc`), then run it again") from error
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
+            raise UsageError(f"cannot write here: {os.strerror(number)}", where=str(self.path), fix="choose a folder that you may write to") from error
+
+
+def system_error(error: BaseException) -> int | None:
+    """The operating system's number of an error; libraries written in Rust (safetensors, tokenizers) give it in their message alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def existing_parent(path: Path) -> Path:

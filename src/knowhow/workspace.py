@@ -108,7 +108,7 @@ def nothing_from_nothing(folder: Path, begun: Callable[[], bool]) -> Iterator[No
     An interruption leaves it: `--resume` goes on with it."""
     try:
         yield
-    except Interrupted:
+    except (Interrupted, BrokenPipeError):
         raise
     except Exception:
         if not begun():

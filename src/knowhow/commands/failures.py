@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import platform
 import shlex
@@ -13,13 +14,15 @@ import threading
 import traceback
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 import typer
 
 from knowhow import __version__
-from knowhow.errors import BUG, OK, Interrupted, KnowhowError, ResourceError, UsageError
+from knowhow.errors import BUG, INTERRUPTED, OK, Interrupted, KnowhowError, ResourceError, UsageError
+from knowhow.files import FULL, system_error
 from knowhow.progress import json_line
 
 ClickError: Any = typer.BadParameter.__mro__[2]
@@ -28,7 +31,6 @@ ClickError: Any = typer.BadParameter.__mro__[2]
 CTRL_C = 130
 """What typer answers when it has caught a KeyboardInterrupt itself."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PATHS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _RESUMABLE = ("build", "pretrain")
 
@@ -38,17 +40,17 @@ def guarded(app: typer.Typer, words: list[str]) -> int:
     as_json = "--json" in words or os.environ.get("KNOWHOW_JSON", "").lower() in ("1", "true", "yes", "on")
     debug = os.environ.get("KNOWHOW_DEBUG") == "1"
     _settle(debug)
+    _open_streams()
     try:
         code = app(args=words, standalone_mode=False, prog_name="knowhow")
         sys.stdout.flush()
         if code == CTRL_C:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else OK
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except BaseException as error:
+        # typer turns a broken pipe into an exit of its own.
+        if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
+            return _unread(words)
         if debug and not isinstance(error, KnowhowError | ClickError | SystemExit):
             raise
         return _show(error, words, as_json)
@@ -67,11 +69,23 @@ def named(error: BaseException, words: list[str]) -> KnowhowError | None:
         return ResourceError(
             "out of memory", fix="use a smaller `microbatch_tokens` (--set adapt.0.microbatch_tokens=1024), fewer rows (`data.limit`) or a smaller base"
         )
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return ResourceError("the disk is full", fix="free some space (`knowhow runs gc`), then run it again", where=str(error.filename or ""))
+    if system_error(error) in FULL:
+        where = str(error.filename or "") if isinstance(error, OSError) else ""
+        return ResourceError("the disk is full", fix="free some space (`knowhow runs gc`), then run it again", where=where)
     if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
         return UsageError(str(error.strerror), fix="check the path and its permissions", where=str(error.filename))
     return None
+
+
+def _unread(words: list[str]) -> int:
+    """Whoever read our output has gone. What was only said is done with; work that was cut short can be taken up again."""
+    # Python would complain again when it closes stdout.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if _command(words) not in _RESUMABLE:
+        return OK
+    with suppress(OSError):
+        sys.stderr.write(f"knowhow: stopped\n{_printable(Interrupted('nobody reads the output any more', fix=_how_to_go_on(words)).text())}\n")
+    return INTERRUPTED
 
 
 def _show(error: BaseException, words: list[str], as_json: bool) -> int:
@@ -109,6 +123,15 @@ def _settle(debug: bool) -> None:
         warnings.simplefilter("ignore")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
+
+
+def _open_streams() -> None:
+    """Streams that were closed before we came swallow what is written; a terminal that lacks a character gets its number."""
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(os.devnull, "w"))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(os.devnull, "w"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
