@@ -181,7 +181,8 @@ def test_schema_is_printed_and_published(capsys: pytest.CaptureFixture[str]) -> 
 def test_signals_end_resumable(stop: signal.Signals) -> None:
     # a job that a shell started in the background ignores Ctrl-C, and so would what it starts: the child asks for the usual handler
     code = (
-        "import signal, time, typer\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom knowhow.commands.failures import guarded\nslow = typer.Typer()\n"
+        "import signal, time, typer\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from knowhow.commands.failures import guarded\nslow = typer.Typer()\n"
         "@slow.callback()\ndef root(): pass\n@slow.command()\ndef build():\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "raise SystemExit(guarded(slow, ['build']))\n"
     )
