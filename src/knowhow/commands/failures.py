@@ -13,7 +13,7 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -31,6 +31,15 @@ ClickError: Any = typer.BadParameter.__mro__[2]
 CTRL_C = 130
 """What typer answers when it has caught a KeyboardInterrupt itself."""
 
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "can't start new thread",
+    "Failed to launch worker thread",
+)
 _PATHS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _RESUMABLE = ("build", "pretrain")
 
@@ -58,6 +67,10 @@ def guarded(app: typer.Typer, words: list[str]) -> int:
 
 def named(error: BaseException, words: list[str]) -> KnowhowError | None:
     """The user error that an exception amounts to; None when it is our own bug."""
+    if any(_out_of_memory(cause) for cause in _causes(error)):
+        return ResourceError(
+            "out of memory", fix="use a smaller `microbatch_tokens` (--set adapt.0.microbatch_tokens=1024), fewer rows (`data.limit`) or a smaller base"
+        )
     if isinstance(error, KnowhowError):
         return error
     if isinstance(error, ClickError):
@@ -65,10 +78,6 @@ def named(error: BaseException, words: list[str]) -> KnowhowError | None:
         return UsageError(message, fix="knowhow --help" if "No such command" in message else f"knowhow {_command(words)} --help")
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Interrupted("stopped", fix=_how_to_go_on(words))
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _out_of_memory(str(error))):
-        return ResourceError(
-            "out of memory", fix="use a smaller `microbatch_tokens` (--set adapt.0.microbatch_tokens=1024), fewer rows (`data.limit`) or a smaller base"
-        )
     if system_error(error) in FULL:
         where = str(error.filename or "") if isinstance(error, OSError) else ""
         return ResourceError("the disk is full", fix="free some space (`knowhow runs gc`), then run it again", where=where)
@@ -150,8 +159,18 @@ def _how_to_go_on(words: list[str]) -> str:
     return f"go on with: {again}"
 
 
-def _out_of_memory(message: str) -> bool:
-    return any(words in message for words in ("can't allocate memory", "not enough memory", "out of memory"))
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what it was raised from: a library's failure for want of memory may have been taken for a fault of its input."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return not isinstance(error, KnowhowError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _saved(error: BaseException, words: list[str]) -> str:
