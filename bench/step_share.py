@@ -22,6 +22,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "speed"))
 
+from quiet import Others  # noqa: E402
 from rate import matmul_rate  # noqa: E402
 from rows import VOCABULARY, llama  # noqa: E402
 
@@ -64,13 +65,14 @@ def steps(d: int, count: int) -> Iterator[dict[str, float]]:
 
 def measure(d: int, count: int) -> dict[str, object]:
     layers, feed_forward = MODELS[d]
-    work, load = flops_per_token(d, layers, feed_forward) * T * ROWS, os.getloadavg()[0]
+    work, others = flops_per_token(d, layers, feed_forward) * T * ROWS, Others()
     seen = list(steps(d, count))
     shares = sorted(work / row["seconds"] / row["rate"] for row in seen)
     return {
         "d": d, "layers": layers, "d_ff": feed_forward, "tokens": T * ROWS, "gflop_per_step": work / 1e9, "share": statistics.median(shares),
         "least": shares[0], "most": shares[-1], "seconds": statistics.median(row["seconds"] for row in seen),
-        "rate": statistics.median(row["rate"] for row in seen), "steps": count, "threads": torch.get_num_threads(), "torch": torch.__version__, "load": load,
+        "rate": statistics.median(row["rate"] for row in seen), "steps": count, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "others": others.share(),
     }  # fmt: skip
 
 

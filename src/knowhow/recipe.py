@@ -191,6 +191,9 @@ class PhaseSpec(Section):
     head_lr: Positive | None = Field(None, description="learning rate of a fresh head; left out: the same as lr")
     label_smoothing: Fraction = 0.0
     drop_tokens: Fraction = Field(0.0, description="share of an input's tokens left out at random at each visit (classify): fewer rows learnt by heart")
+    replication: Fraction = Field(
+        0.0, description="share of the loss taken at every position from which a label's evidence is complete, the rest at the last (classify, causal base)"
+    )
     average: Fraction = Field(0.0, description="decay of a running mean of the weights; the mean is what is validated and kept (0: off)")
     weights: Literal["rows", "sqrt", "distinct"] = Field("rows", description="how copies of a row count in the loss")
     class_weights: Literal["none", "sqrt", "balanced"] = "none"

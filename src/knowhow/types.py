@@ -88,12 +88,14 @@ class Example:
 @dataclass(slots=True)
 class Batch:
     """One microbatch, right-padded. `targets_BT` holds next-token targets already shifted (-100 = not supervised);
-    `labels` is B (class index), BC (soft or many labels) or B float (regress)."""
+    `labels` is B (class index), BC (soft or many labels) or B float (regress); `onset_BK`: the position from which the labels hold
+    (K = C for many labels, else 1), for losses at every position."""
 
     tokens_BT: torch.Tensor
     mask_BT: torch.Tensor
     targets_BT: torch.Tensor | None = None
     labels: torch.Tensor | None = None
+    onset_BK: torch.Tensor | None = None
     weight_B: torch.Tensor | None = None
     groups: Sequence[str] = ()
     rewards: torch.Tensor | None = None

@@ -46,9 +46,24 @@ def without(at: int, name: str) -> list[Row]:
     return made
 
 
+def numbers(odd: object) -> list[Row]:
+    """Numbers to predict, the tenth of them odd."""
+    return [row | {"label": odd if at == 9 else at + 0.5} for at, row in enumerate(rows())]
+
+
+def weighted() -> list[Row]:
+    return [row | {"weight": 0 if at == 5 else 1} for at, row in enumerate(rows())]
+
+
 def parquet(made: list[Row], **columns: pa.Array) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({name: [row[name] for row in made] for name in made[0]} | columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def empty_parquet() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.string())}), sink)
     return sink.getvalue().to_pybytes()
 
 
@@ -88,6 +103,7 @@ def three(train: list[Row], valid: list[Row], test: list[Row], **changes: object
 
 CSV = "text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in rows())
 DEEP = "[" * 100_000 + "]" * 100_000
+TEXTS = {"task": {"kind": "generate"}, "adapt": [{"objective": "sft", "steps": 2}]}
 LONG = json.dumps({"text": "snow " * 2_000_000, "label": "cold"})
 
 CASES = (
@@ -110,8 +126,8 @@ CASES = (
     Case("label null in a row", with_rows(changed(12, label=None)), ("row 13", "no label", "label")),
     Case("a blank label", with_rows(changed(12, label="  ")), ("row 13", "label")),
     Case("NaN as a label", of("bad.jsonl", jsonl(changed(12, label=float("nan")))), ("row 13", "label", "nan")),
-    Case("NaN as a number to predict", with_rows([row | {"label": at + 0.5 if at != 9 else "NaN"} for at, row in enumerate(rows())], task={"kind": "regress"}), ("row 10",)),
-    Case("an infinite number to predict", with_rows([row | {"label": at + 0.5 if at != 9 else float("inf")} for at, row in enumerate(rows())], task={"kind": "regress"}), ("row 10", "inf", "finite")),
+    Case("NaN as a number to predict", with_rows(numbers("NaN"), task={"kind": "regress"}), ("row 10", "NaN")),
+    Case("an infinite number to predict", with_rows(numbers(float("inf")), task={"kind": "regress"}), ("row 10", "inf", "finite")),
     Case("words to regress on", with_rows(rows(), task={"kind": "regress"}), ("row 1", "finite number", "'warm'")),
     Case("fractions as classes", with_rows([row | {"label": at / 3 + 0.1} for at, row in enumerate(rows())]), ("regress",)),
     Case("a label with a newline", with_rows([row | {"label": row["label"] + "\nx"} for row in rows()]), (), code=0, leaves="more"),
@@ -148,7 +164,8 @@ CASES = (
     Case("a number of 5,000 digits", of("bad.jsonl", GOOD + b'{"text": "snow", "label": ' + b"9" * 5000 + b"}\n"), (":41", "digits")),
     Case("truncated Parquet", of("bad.parquet", parquet(rows())[:-40]), ("Parquet", "bad.parquet")),
     Case("Parquet in name only", of("bad.parquet", GOOD), ("Parquet",)),
-    Case("Parquet without rows", of("bad.parquet", parquet(rows()[:1])[:0] or parquet([{"text": "", "label": ""}])), ()),
+    Case("Parquet of blanks", of("bad.parquet", parquet([{"text": "", "label": ""}])), ("blank in every row",)),
+    Case("Parquet without rows", of("bad.parquet", empty_parquet()), ("no rows",)),
     Case("a pickle as data", lambda p: ["inspect", p.file("rows.pkl", b"\x80\x04.")], ("pickle", "JSONL or Parquet"), code=4),
     Case("a pickle under another name", of("rows.jsonl", b"\x80\x04\x95" + bytes(80)), ("a pickle",)),
     Case("a zip archive", of("rows.csv", b"PK\x03\x04" + bytes(99)), ("ZIP",)),
@@ -164,10 +181,10 @@ CASES = (
     Case("a split by time without times", with_rows(rows(), data__split={"by": "time"}), ("data.split.by", "time")),
     Case("a split by group without groups", with_rows(rows(), data__split={"by": "group"}), ("data.split.by", "group")),
     Case("no rows left by the limit's file", three(rows(), [], rows()), ("valid.jsonl", "empty")),
-    Case("a weight of nothing", with_rows([row | {"weight": 0 if at == 5 else 1} for at, row in enumerate(rows())], data__fields={"weight": "weight"}), ("row 6", "above 0")),
+    Case("a weight of nothing", with_rows(weighted(), data__fields={"weight": "weight"}), ("row 6", "above 0")),
     Case("a time that is none", with_rows([row | {"when": "soon"} for row in rows()], data__fields={"time": "when"}), ("row 1", "'soon'", "ISO 8601")),
     Case("pairs without a second text", with_rows(rows(), task={"kind": "score"}), ("second text", "data.fields.pair")),
-    Case("answers that are not there", with_rows([{"text": f"snow {at}"} for at in range(40)], task={"kind": "generate"}, adapt=[{"objective": "sft", "steps": 2}]), ()),
-    Case("conversations without an answer", with_rows([{"messages": [{"role": "user", "content": f"snow {at}"}]} for at in range(40)], task={"kind": "generate"}, adapt=[{"objective": "sft", "steps": 2}]), ()),
+    Case("answers that are not there", with_rows([{"text": f"snow {at}"} for at in range(40)], **TEXTS), ("no answer", "completion")),
+    Case("conversations without an answer", with_rows([{"messages": [{"role": "user", "content": f"snow {at}"}]} for at in range(40)], **TEXTS), ("no answer",)),
     Case("a conversation that is a number", with_rows([{"messages": 3, "label": "a"}] * 40, data__fields={"messages": "messages"}), ("row 1", "messages")),
 )

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (a table: one case a line)
 """Where a bad case is played: a folder with good rows and a tiny base, a recipe that works until one thing in it is spoilt, and what came of the command."""
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ Row = dict[str, Any]
 
 def rows(count: int = 40) -> list[Row]:
     """Texts that say their label, no two alike."""
-    labels = list(WORDS)
-    return [
-        {"text": f"{WORDS[labels[at % 2]][at // 2 % 4]} {at * 7919 % 1000} and {WORDS[labels[at % 2]][at // 8 % 4]} {at * at} of {at * 31}", "label": labels[at % 2]}
-        for at in range(count)
-    ]
+    made = []
+    for at in range(count):
+        label = ("warm", "cold")[at % 2]
+        first, second = WORDS[label][at // 2 % 4], WORDS[label][at // 8 % 4]
+        made.append({"text": f"{first} {at * 7919 % 1000} and {second} {at * at} of {at * 31}", "label": label})
+    return made
 
 
 def jsonl(made: list[Row]) -> str:

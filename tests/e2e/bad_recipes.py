@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (a table: one case a line)
 """Bad recipes: what a person mistypes, and what a hostile file tries."""
 
 from __future__ import annotations
@@ -13,6 +12,10 @@ from knowhow.data.teacher import Teacher
 def key(name: str, value: object, **more: object) -> object:
     """A build with one key changed."""
     return lambda place: place.recipe({name: value} | {key.replace("__", "."): value for key, value in more.items()})
+
+
+def generated(**options: object) -> object:
+    return key("data.generate", {"domain": "malware", "options": options}, data__train=None)
 
 
 def raw(text: str | bytes) -> object:
@@ -95,9 +98,9 @@ CASES = (
     Case("a version that is a word", key("schema_version", "one"), ("schema_version",)),
     Case("unknown task", key("task.kind", "clasify"), ("`task.kind`", "classify, regress, generate, score")),
     Case("unknown domain", key("data.generate", {"domain": "weather"}, data__train=None), ("'weather'", "malware")),
-    Case("unknown option of a domain", key("data.generate", {"domain": "malware", "options": {"teir": "O"}}, data__train=None), ("'teir'", "did you mean 'tier'")),
-    Case("an option out of range", key("data.generate", {"domain": "malware", "options": {"tier": "Z"}}, data__train=None), ("'Z'", "P, O, F")),
-    Case("a tier that is NaN", key("data.generate", {"domain": "malware", "options": {"tier": {"O": float("nan")}}}, data__train=None), ("tier",)),
+    Case("unknown option of a domain", generated(teir="O"), ("'teir'", "did you mean 'tier'")),
+    Case("an option out of range", generated(tier="Z"), ("'Z'", "P, O, F")),
+    Case("a tier that is NaN", generated(tier={"O": float("nan")}), ("tier",)),
     Case("unknown reader", key("data.domain", "weather"), ("'weather'", "malware")),
     Case("a reader on another's file", key("data.domain", "malware"), ()),
     Case("unknown metric", key("task.metric", "f17"), ("'f17'", "macro_f1", "accuracy")),

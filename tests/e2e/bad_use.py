@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (a table: one case a line)
 """Bad use of what is finished: specialists that are none or were changed, files without texts, runs that are not there, words that are no command."""
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from bad_place import Case, Place, jsonl, rows
 from safetensors.numpy import load_file, save_file
 
 NEW = jsonl([{"text": row["text"]} for row in rows(12)])
-PRETRAIN = {"name": "base", "vocabulary": 300, "d_model": 16, "layers": 1, "heads": 2, "kv_heads": 2, "d_ff": 16, "context": 32, "tokens": 512, "compile": False}
-PRETRAIN |= {"batch_tokens": 64, "microbatch_tokens": 64, "sequence": 16}
+PRETRAIN = {"name": "base", "vocabulary": 300, "d_model": 16, "layers": 1, "heads": 2, "kv_heads": 2, "d_ff": 16, "context": 32}
+PRETRAIN |= {"tokens": 512, "batch_tokens": 64, "microbatch_tokens": 64, "sequence": 16, "compile": False}
+LARGE = {"context": 8192, "sequence": 8192, "batch_tokens": 8192, "microbatch_tokens": 8192, "tokens": 9000}
 
 
 def words(*said: str, stdin: str | None = None) -> object:
@@ -60,6 +60,10 @@ def manifest(**values: object) -> Callable[[Path], object]:
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
     return change
+
+
+def gone(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
 
 
 def poisoned(folder: Path) -> None:
@@ -129,7 +133,7 @@ CASES = (
     Case("tampered manifest", expert("ask", "EXPERT", "snow", spoil=manifest(licence="mit")), ("knowhow.json was changed",), code=4),
     Case("NaN weights in a specialist", expert("ask", "EXPERT", "snow", spoil=poisoned), ("model.safetensors was changed",), code=4),
     Case("a file added to a specialist", expert("ask", "EXPERT", "snow", spoil=torn("model.py", "import os")), ("model.py",), code=4),
-    Case("a file missing in a specialist", expert("ask", "EXPERT", "snow", spoil=lambda f: (f / "tokenizer.json").unlink()), ("tokenizer.json is not there",), code=4),
+    Case("a file missing in a specialist", expert("ask", "EXPERT", "snow", spoil=gone("tokenizer.json")), ("tokenizer.json is not there",), code=4),
     Case("a specialist of another version", expert("ask", "EXPERT", "snow", spoil=manifest(schema_version=99)), ("a manifest of version 99", "update knowhow")),
     Case("a manifest with an unknown key", expert("ask", "EXPERT", "snow", spoil=manifest(run="rm -rf")), ("knowhow.json",)),
     Case("a manifest that is no JSON", expert("ask", "EXPERT", "snow", spoil=torn("knowhow.json")), ("knowhow.json",)),
@@ -193,7 +197,7 @@ CASES = (
     Case("pretrain with too many words", pretrain(vocabulary=10**6), ("vocabulary", "65,536")),
     Case("pretrain with too few words", pretrain(vocabulary=10), ("vocabulary",)),
     Case("pretrain that diverges", pretrain(lr=1e30, muon_lr=None), ("diverged", "lr")),
-    Case("pretrain with a window above the corpus", pretrain(context=8192, sequence=8192, batch_tokens=8192, microbatch_tokens=8192, tokens=9000), ("the corpus a", "more text")),
+    Case("pretrain with a window above the corpus", pretrain(**LARGE), ("the corpus a", "more text")),
     Case("pretrain of less than a step", pretrain(tokens=10), ("tokens",)),
     Case("pretrain a specialist", lambda p: ["pretrain", p.recipe()[1]], ("knowhow build",)),
 )

@@ -5,7 +5,6 @@ The cases are tables: bad_data, bad_recipes, bad_models, bad_use. What needs a p
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -16,45 +15,9 @@ import bad_use
 import pytest
 from bad_place import Case, Outcome, Place, judge, machine_readable, play, tree
 
-from knowhow.estimate import Machine
-from knowhow.model import toys
-
 TABLES = {"data": bad_data.CASES, "recipe": bad_recipes.CASES, "model": bad_models.CASES, "use": bad_use.CASES}
 CASES = [pytest.param(case, id=f"{table}: {case.name}") for table, cases in TABLES.items() for case in cases]
 REFUSED = [pytest.param(case, id=f"{table}: {case.name}") for table, cases in TABLES.items() for case in cases[::4] if case.code and case.leaves == "nothing"]
-MACHINE = Machine(cores=1, float32_rate=5e10, bf16_rate=0.0, memory_free=8 << 30, disk_free=50 << 30)
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for family in ("llama", "bert"):
-        toys.twin(family, folder / family)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def finished(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, small and good."""
-    folder = tmp_path_factory.mktemp("finished")
-    place, here = Place(folder, models, folder), Path.cwd()
-    os.chdir(folder)
-    try:
-        got = play([*place.recipe(), "--quiet"], folder, lambda: ("", ""))
-    finally:
-        os.chdir(here)
-    assert got.code == 0
-    return next((folder / "runs").iterdir())
-
-
-@pytest.fixture
-def place(models: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    for name in [name for name in os.environ if name.startswith("KNOWHOW_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("knowhow.commands.sizing.machine", lambda runs: MACHINE)
-    return Place(tmp_path, models, finished, monkeypatch)
-
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(case: Case, place: Place, capfd: pytest.CaptureFixture[str]) -> None:

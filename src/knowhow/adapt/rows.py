@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 
 from knowhow.data.batch import Rows, rows
-from knowhow.data.chat import sft_text
+from knowhow.data.chat import prompt_text, sft_text
 from knowhow.errors import UsageError
 from knowhow.types import Example, Task
 
 Weights = Literal["rows", "sqrt", "distinct"]
+Cut = Literal["tail", "head", "middle"]
 
 
 def reweighted(weights_N: np.ndarray, kind: Weights) -> np.ndarray:
@@ -21,7 +22,9 @@ def reweighted(weights_N: np.ndarray, kind: Weights) -> np.ndarray:
     return {"rows": weights_N, "sqrt": np.sqrt(weights_N), "distinct": np.ones_like(weights_N)}[kind]
 
 
-def class_rows(examples: Sequence[Example], task: Task, tokens: Sequence[Sequence[int]], *, weights: Weights) -> Rows:
+def class_rows(
+    examples: Sequence[Example], task: Task, tokens: Sequence[Sequence[int]], *, weights: Weights, onsets: np.ndarray | None = None
+) -> Rows:
     """Rows of a classifier or regressor: labels are an index N, a 0/1 matrix NC (many labels) or a number N. Weights have mean 1."""
     index = {label: place for place, label in enumerate(task.labels)}
     if task.many:
@@ -32,7 +35,50 @@ def class_rows(examples: Sequence[Example], task: Task, tokens: Sequence[Sequenc
         labels = np.array([index[example.label] for example in examples], np.int64)
     else:
         labels = np.array([example.label for example in examples], np.float32)
-    return rows(tokens, [example.id for example in examples], labels=labels, weights=_weights(examples, weights))
+    return rows(tokens, [example.id for example in examples], labels=labels, onsets=onsets, weights=_weights(examples, weights))
+
+
+def label_onsets(
+    examples: Sequence[Example], task: Task, lengths: Sequence[int], pieces: Callable[[Sequence[str]], list[list[int]]], *, start: int, truncate: Cut
+) -> np.ndarray:
+    """Token position NK from which each label holds: that of the last token of its evidence, 0 without evidence, the row's length for an absent label.
+
+    K = C for many labels, whose spans are told apart by `Span.kind`; else 1. `lengths` are those of the rows, cut to the context at their
+    `truncate`; `pieces` makes tokens of bare texts, before which a row has `start` tokens."""
+    index = {label: place for place, label in enumerate(task.labels)} if task.many else {}
+    onsets_NK = np.zeros((len(examples), len(index) or 1), np.int64)
+    places, before, after = [], [], []
+    for row, example in enumerate(examples):
+        if task.many:
+            onsets_NK[row] = lengths[row]
+            onsets_NK[row, [index[label] for label in example.label or ()]] = 0
+        text = prompt_text(example, task)
+        shift = text.find(example.prompt) if isinstance(example.prompt, str) else -1
+        for column, end in _last_spans(example, index).items() if shift >= 0 else ():
+            places.append((row, column))
+            before.append(text[: shift + end])
+            after.append(text[shift + end :])
+    for (row, column), head, tail in zip(places, pieces(before), pieces(after), strict=True):
+        onsets_NK[row, column] = _after_cut(start + len(head) - 1, start + len(head) + len(tail), lengths[row], truncate)
+    return onsets_NK
+
+
+def _last_spans(example: Example, index: Mapping[str, int]) -> dict[int, int]:
+    """End of the last span of each of the row's labels, by the label's column."""
+    ends: dict[int, int] = {}
+    held = set(example.label or ()) if index else set()
+    for span in example.evidence:
+        if not index or span.kind in held:
+            column = index.get(span.kind, 0)
+            ends[column] = max(span.end, ends.get(column, 0))
+    return ends
+
+
+def _after_cut(at: int, whole: int, length: int, truncate: Cut) -> int:
+    """Where token `at` of a row of `whole` tokens is once it was cut to `length`: itself, or the next that was kept."""
+    lost = max(0, whole - length)
+    front = {"tail": length, "head": 0, "middle": (length + 1) // 2}[truncate] if lost else length
+    return min(at if at < front else max(front, at - lost), length - 1)
 
 
 def lm_rows(examples: Sequence[Example], tokens: Sequence[Sequence[int]], end: int, *, weights: Weights) -> Rows:

@@ -24,13 +24,14 @@ class Rows:
     """N tokenised rows in one flat array: nothing is held per row.
 
     `tokens` int32, row i is `tokens[offsets[i]:offsets[i+1]]`; `supervised` (same length as `tokens`, bool) marks targets of
-    language-model rows, None = all; `labels` is N (class index or number) or N×C; `weights` N."""
+    language-model rows, None = all; `labels` is N (class index or number) or N×C; `onsets` N×K (Batch.onset_BK); `weights` N."""
 
     tokens: np.ndarray
     offsets: np.ndarray
     ids: Sequence[str]
     supervised: np.ndarray | None = None
     labels: np.ndarray | None = None
+    onsets: np.ndarray | None = None
     weights: np.ndarray | None = None
     groups: Sequence[str] = ()
 
@@ -48,6 +49,7 @@ def rows(
     *,
     supervised: Sequence[Sequence[bool]] | None = None,
     labels: np.ndarray | None = None,
+    onsets: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     groups: Sequence[str] = (),
 ) -> Rows:
@@ -56,7 +58,7 @@ def rows(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.fromiter((token for tokens in token_lists for token in tokens), np.int32, int(offsets[-1]))
     marks = None if supervised is None else np.fromiter((mark for marks in supervised for mark in marks), bool, int(offsets[-1]))
-    return Rows(flat, offsets, ids, marks, labels, weights, groups)
+    return Rows(flat, offsets, ids, marks, labels, onsets, weights, groups)
 
 
 @dataclass
@@ -149,6 +151,7 @@ def collate(rows: Rows, chosen: np.ndarray, *, pad: int, language_model: bool) -
         torch.from_numpy(mask),
         targets_BT=None if targets is None else torch.from_numpy(targets),
         labels=None if rows.labels is None else torch.from_numpy(rows.labels[chosen]),
+        onset_BK=None if rows.onsets is None else torch.from_numpy(rows.onsets[chosen].astype(np.int64)),
         weight_B=None if rows.weights is None else torch.from_numpy(rows.weights[chosen].astype(np.float32)),
         groups=[rows.groups[row] for row in chosen] if rows.groups else (),
         ids=[rows.ids[row] for row in chosen],
@@ -166,7 +169,11 @@ def thinned(batch: Batch, share: float, pad: int, random: np.random.Generator) -
     order_BT = np.argsort(~keep_BT, axis=1, kind="stable")[:, :width]
     kept_BT = np.take_along_axis(keep_BT, order_BT, 1)
     tokens_BT = np.where(kept_BT, np.take_along_axis(batch.tokens_BT.numpy(), order_BT, 1), pad)
-    return replace(batch, tokens_BT=torch.from_numpy(tokens_BT), mask_BT=torch.from_numpy(kept_BT))
+    moved = replace(batch, tokens_BT=torch.from_numpy(tokens_BT), mask_BT=torch.from_numpy(kept_BT))
+    if batch.onset_BK is not None:
+        before_BT = np.concatenate([np.zeros((len(keep_BT), 1), np.int64), np.cumsum(keep_BT, 1)], 1)
+        moved.onset_BK = torch.from_numpy(np.take_along_axis(before_BT, batch.onset_BK.numpy(), 1))
+    return moved
 
 
 def _rounded(lengths: np.ndarray) -> np.ndarray:

@@ -118,6 +118,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         mask_BT=batch.mask_BT.to(device, non_blocking=True),
         targets_BT=moved(batch.targets_BT),
         labels=moved(batch.labels),
+        onset_BK=moved(batch.onset_BK),
         weight_B=moved(batch.weight_B),
         rewards=moved(batch.rewards),
         teacher_logits=moved(batch.teacher_logits),

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ import torch
 
 from knowhow.adapt.classify import Classify
 from knowhow.adapt.lm import NextToken, decoder
-from knowhow.adapt.rows import class_rows, class_weights, lm_rows, reweighted, sft_rows
+from knowhow.adapt.rows import class_rows, class_weights, label_onsets, lm_rows, reweighted, sft_rows
 from knowhow.data.batch import Rows, TokenBudget, collate
 from knowhow.data.chat import prompt_text
 from knowhow.errors import Interrupted, UsageError
@@ -35,7 +35,7 @@ from knowhow.model import adapters, infer, load
 from knowhow.protocols import Objective
 from knowhow.recipe import PhaseSpec
 from knowhow.stages.common import Build, answers, context, encode
-from knowhow.types import StepInfo
+from knowhow.types import Example, StepInfo
 
 PILOT_STEPS = 4
 VALIDATIONS = 10
@@ -80,7 +80,8 @@ class Phase:
         loaded = load.load(self.parent, revision=build.recipe.base.revision if self.number == 0 else None, seed=build.recipe.seed)
         room = context(loaded, build.recipe.base)
         if not self.language_model:
-            return class_rows(examples, task, encode(loaded, examples, task, build.recipe.base), weights=spec.weights)
+            tokens = encode(loaded, examples, task, build.recipe.base)
+            return class_rows(examples, task, tokens, weights=spec.weights, onsets=self._onsets(loaded, examples, tokens))
         end = loaded.tokenizer.eos_token_id
         if spec.objective == "lm":
             texts = [prompt_text(example, task) for example in examples]
@@ -101,8 +102,20 @@ class Phase:
             return NextToken(spec.objective, backbone=torch.compile(decoder(loaded.model), dynamic=True) if spec.compile else None)
         kind = answer_kind(task)
         weights = class_weights(rows, len(task.labels), spec.class_weights) if kind == "one" else None
-        forward = torch.compile(loaded.model, dynamic=True) if spec.compile else None
-        return Classify("classify", kind, loaded.kind == "causal", spec.label_smoothing, weights, forward)
+        whole = decoder(loaded.model) if spec.replication else loaded.model
+        forward = torch.compile(whole, dynamic=True) if spec.compile else None
+        return Classify("classify", kind, loaded.kind == "causal", spec.label_smoothing, weights, forward, spec.replication)
+
+    def _onsets(self, loaded: load.Loaded, examples: Sequence[Example], tokens: Sequence[Sequence[int]]) -> np.ndarray | None:
+        """Where each label begins to hold, when the loss is to be taken at every position."""
+        if not self.spec.replication:
+            return None
+        if loaded.kind != "causal":
+            fix, where = "leave replication out, or take a causal base", f"adapt.{self.number}.replication"
+            raise UsageError("replication with an encoder, which sees all of a text at every position", fix=fix, where=where)
+        start, _ = infer.frame(loaded.tokenizer)
+        pieces, lengths = partial(infer.pieces, loaded.tokenizer), [len(row) for row in tokens]
+        return label_onsets(examples, self.build.task, lengths, pieces, start=len(start), truncate=self.build.recipe.base.truncate)
 
     def _new_rows(self, loaded: load.Loaded) -> list[int]:
         words = self.build.run.path("base", "vocabulary.json")
