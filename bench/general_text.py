@@ -1,6 +1,6 @@
 """Makes src/knowhow/evaluate/general.jsonl.xz, the general-text sample, from novels that no model here is trained on.
 
-    python bench/general_text.py DATA/text/novels_valid.jsonl.xz
+python bench/general_text.py DATA/text/novels_valid.jsonl.xz
 """
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (a table: one case a line)
 """Bad data: files that are no files, bytes that are no text, rows that are no rows, labels that cannot be learnt."""
 
 from __future__ import annotations
@@ -185,6 +184,8 @@ CASES = (
     Case("a time that is none", with_rows([row | {"when": "soon"} for row in rows()], data__fields={"time": "when"}), ("row 1", "'soon'", "ISO 8601")),
     Case("pairs without a second text", with_rows(rows(), task={"kind": "score"}), ("second text", "data.fields.pair")),
     Case("answers that are not there", with_rows([{"text": f"snow {at}"} for at in range(40)], **TEXTS), ("no answer", "completion")),
-    Case("conversations without an answer", with_rows([{"messages": [{"role": "user", "content": f"snow {at}"}]} for at in range(40)], **TEXTS), ("no answer",)),
+    Case(
+        "conversations without an answer", with_rows([{"messages": [{"role": "user", "content": f"snow {at}"}]} for at in range(40)], **TEXTS), ("no answer",)
+    ),
     Case("a conversation that is a number", with_rows([{"messages": 3, "label": "a"}] * 40, data__fields={"messages": "messages"}), ("row 1", "messages")),
 )

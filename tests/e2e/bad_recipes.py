@@ -69,7 +69,7 @@ CASES = (
     Case("a key in the wrong section", key("task.lr", 1e-3), ("did you mean `adapt.0.lr`",)),
     Case("nine mistakes", lambda p: p.recipe({f"task.mistake{at}": at for at in range(9)}), ("9 problems", "and 1 more")),
     Case("a thousand mistakes", lambda p: p.recipe({f"mistake{at}": at for at in range(1000)}), ("1000 problems", "and 992 more")),
-    Case("wrong type: a word for a number", key("adapt.0.steps", "many"), ("`adapt.0.steps` is \"many\"", "a whole number")),
+    Case("wrong type: a word for a number", key("adapt.0.steps", "many"), ('`adapt.0.steps` is "many"', "a whole number")),
     Case("wrong type: a list for a section", key("data", ["rows.jsonl"]), ("`data`", "a section")),
     Case("wrong type: a section for a list", key("adapt", {"steps": 2}), ("`adapt`", "a list")),
     Case("wrong type: true for a number", key("adapt.0.steps", True), ("`adapt.0.steps`", "a whole number")),

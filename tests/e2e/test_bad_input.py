@@ -19,6 +19,7 @@ TABLES = {"data": bad_data.CASES, "recipe": bad_recipes.CASES, "model": bad_mode
 CASES = [pytest.param(case, id=f"{table}: {case.name}") for table, cases in TABLES.items() for case in cases]
 REFUSED = [pytest.param(case, id=f"{table}: {case.name}") for table, cases in TABLES.items() for case in cases[::4] if case.code and case.leaves == "nothing"]
 
+
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(case: Case, place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     words = case.given(place)

@@ -90,6 +90,20 @@ def test_every_task_ends_in_a_specialist_and_a_page(tmp_path, bases, task):
     assert "answer" in said
 
 
+@pytest.mark.parametrize("task", ["classify", "many"])
+def test_baselines_teach_and_every_position_learns(tmp_path, bases, task):
+    result = built(recipe(tmp_path, bases("llama"), task, teacher={"folds": 2}, replication=0.5), tmp_path)
+    assert result.run.path("adapt", "phase-0", "teacher.safetensors").is_file()
+    losses = [row["loss"] for row in read_jsonl(result.run.path("adapt", "trace.jsonl")) if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("family", "task", "key"), [("bert", "classify", "replication"), ("llama", "regress", "teacher")])
+def test_what_does_not_fit_is_refused(tmp_path, bases, family, task, key):
+    with pytest.raises(UsageError, match=key):
+        built(recipe(tmp_path, bases(family), task, **{key: {"replication": 0.5, "teacher": {}}[key]}), tmp_path)
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2", "qwen3"])
 def test_other_families_build_too(tmp_path, bases, family):
     result = built(recipe(tmp_path, bases(family)), tmp_path)

@@ -22,9 +22,7 @@ def reweighted(weights_N: np.ndarray, kind: Weights) -> np.ndarray:
     return {"rows": weights_N, "sqrt": np.sqrt(weights_N), "distinct": np.ones_like(weights_N)}[kind]
 
 
-def class_rows(
-    examples: Sequence[Example], task: Task, tokens: Sequence[Sequence[int]], *, weights: Weights, onsets: np.ndarray | None = None
-) -> Rows:
+def class_rows(examples: Sequence[Example], task: Task, tokens: Sequence[Sequence[int]], *, weights: Weights, onsets: np.ndarray | None = None) -> Rows:
     """Rows of a classifier or regressor: labels are an index N, a 0/1 matrix NC (many labels) or a number N. Weights have mean 1."""
     index = {label: place for place, label in enumerate(task.labels)}
     if task.many:
@@ -121,7 +119,7 @@ def class_weights(made: Rows, classes: int, kind: Literal["none", "sqrt", "balan
     """Weight C of each class: the inverse of its mass (`balanced`) or of its root (`sqrt`), scaled so that the rows' mean weight stays 1."""
     if kind == "none":
         return None
-    mass_C = np.bincount(made.labels, made.weights, minlength=classes)
+    mass_C = made.weights @ made.labels if made.labels.ndim == 2 else np.bincount(made.labels, made.weights, minlength=classes)
     weight_C = np.where(mass_C > 0, mass_C, np.inf) ** (-1.0 if kind == "balanced" else -0.5)
     return torch.from_numpy(weight_C * mass_C.sum() / (weight_C * mass_C).sum()).float()
 

@@ -30,15 +30,15 @@ def split(examples: Sequence[Example], *, by: By, valid: float, test: float, see
     _check_shares(valid, test, len(examples))
     labels, times, groups = [example.label for example in examples], [example.time for example in examples], [example.group for example in examples]
     by = _rule(by, times, groups)
-    units = np.arange(len(examples)) if by == "random" else _units(groups, clusters, len(examples))
+    unit_N = np.arange(len(examples)) if by == "random" else units(groups, clusters, len(examples))
     codes = _codes(labels)
     _check_labels(codes, labels)
     parts = sum(share > 0 for share in (1.0, valid, test))
-    if units.max() + 1 < parts:
-        got = f"{units.max() + 1} independent groups for {parts} parts ({len(examples)} rows; groups and duplicates are not parted)"
+    if unit_N.max() + 1 < parts:
+        got = f"{unit_N.max() + 1} independent groups for {parts} parts ({len(examples)} rows; groups and duplicates are not parted)"
         raise UsageError(got, allowed="at least one group per part", fix="add rows, name the files for valid and test, or set data.split.by: random")
     shares = np.array([1 - valid - test, valid, test])
-    part = _by_time(np.array(times, float), units, shares) if by == "time" else _by_labels(units, codes, shares, seed)
+    part = _by_time(np.array(times, float), unit_N, shares) if by == "time" else _by_labels(unit_N, codes, shares, seed)
     _check_parts(part, shares, labels, by)
     return {name: np.flatnonzero(part == index) for index, name in enumerate(PARTS)}
 
@@ -59,7 +59,7 @@ def _rule(by: By, times: Sequence[float | None], groups: Sequence[str | None]) -
     return by
 
 
-def _units(groups: Sequence[str | None], clusters: np.ndarray | None, count: int) -> np.ndarray:
+def units(groups: Sequence[str | None], clusters: np.ndarray | None, count: int) -> np.ndarray:
     """N unit numbers, dense in order of first occurrence: rows that share a group or a cluster, directly or through others."""
     known: dict[str, int] = {}
     node = np.array([count + known.setdefault(group, len(known)) if group is not None else -1 for group in groups], np.int64)

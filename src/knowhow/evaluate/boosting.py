@@ -37,8 +37,7 @@ def fit(train: Side, valid: Side, kind: AnswerKind, classes: int, limits: Limits
     train_NF, valid_NF = features(train.counts_NF), features(valid.counts_NF)
     if kind == "many":
         labels = [
-            _fit(Side(train_NF, train.gold[:, which], train.weights_N), "one", 2, limits, seed, _part_of(progress, which, classes))
-            for which in range(classes)
+            _fit(Side(train_NF, train.gold[:, which], train.weights_N), "one", 2, limits, seed, _part_of(progress, which, classes)) for which in range(classes)
         ]
 
         def staged(features_NF: sparse.csr_matrix, rounds: int) -> np.ndarray:

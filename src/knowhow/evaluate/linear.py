@@ -22,6 +22,7 @@ from knowhow.evaluate.ngrams import Limits, commonest
 Model = Callable[[sparse.csr_matrix], np.ndarray]
 """counts NF → probabilities NC or numbers N."""
 
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """Counts of n-grams, right answers and copies of one split."""

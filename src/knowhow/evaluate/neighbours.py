@@ -37,5 +37,3 @@ def _votes(rows_NF: sparse.csr_matrix, known_MF: sparse.csr_matrix, values_MC: n
         parts.append((votes_NK[..., None] * values_MC[near_NK]).sum(1) / votes_NK.sum(1, keepdims=True))
     found = np.concatenate(parts)
     return found[:, 0] if squeeze else found
-
-

@@ -48,9 +48,7 @@ def fits(query_BHTK: Tensor, key_BJSK: Tensor, value_BJSK: Tensor, given: Mappin
     )
 
 
-def attention(
-    query_BHTK: Tensor, key_BJSK: Tensor, value_BJSK: Tensor, mask_BHTS: Tensor | None = None, *, causal: bool, scale: float | None = None
-) -> Tensor:
+def attention(query_BHTK: Tensor, key_BJSK: Tensor, value_BJSK: Tensor, mask_BHTS: Tensor | None = None, *, causal: bool, scale: float | None = None) -> Tensor:
     """softmax(scale · q kᵀ + mask) v in bf16, with the shape of the query; `scale` is 1/√K unless given, H a multiple of J.
 
     Boolean masks are True where a query may look, others are added. Scores and probabilities are rounded to bf16, sums are float32,

@@ -203,4 +203,3 @@ def _decode(loaded: Loaded, tokens: Sequence[int]) -> str:
 
 def _before_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min((at for at in (text.find(end) for end in stop) if at >= 0), default=len(text))]
-

@@ -25,9 +25,7 @@ LONGEST = 128
 _MARKS = {decoders.ByteLevel: "Ġ", decoders.Metaspace: "▁"}
 
 
-def propose(
-    words: Iterable[str] | Mapping[str, float], tokenizer: Any, *, pattern: str = WORD, min_count: float = 20, max_new: int = 1000
-) -> list[str]:
+def propose(words: Iterable[str] | Mapping[str, float], tokenizer: Any, *, pattern: str = WORD, min_count: float = 20, max_new: int = 1000) -> list[str]:
     """The words worth a token of their own: those that cost more than one and save the most (count × tokens saved), at most `max_new`, best first.
 
     `words`: counts by word, or running texts, whose words are what `pattern` (a regular expression) matches. Ties go by the alphabet."""

@@ -56,4 +56,3 @@ def run_phase(phase: Phase) -> None:
     write_json(phase.folder / "done.json", choice)
     for at in range(len(results)):
         shutil.rmtree(phase.folder / f"lr-{at}")
-

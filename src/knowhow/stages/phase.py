@@ -35,6 +35,7 @@ from knowhow.model import adapters, infer, load
 from knowhow.protocols import Objective
 from knowhow.recipe import PhaseSpec
 from knowhow.stages.common import Build, answers, context, encode
+from knowhow.stages.teacher import taught
 from knowhow.types import Example, StepInfo
 
 PILOT_STEPS = 4
@@ -81,7 +82,8 @@ class Phase:
         room = context(loaded, build.recipe.base)
         if not self.language_model:
             tokens = encode(loaded, examples, task, build.recipe.base)
-            return class_rows(examples, task, tokens, weights=spec.weights, onsets=self._onsets(loaded, examples, tokens))
+            made = class_rows(examples, task, tokens, weights=spec.weights, onsets=self._onsets(loaded, examples, tokens))
+            return taught(build, spec.teacher, made, self.folder) if spec.teacher is not None and part == "train" else made
         end = loaded.tokenizer.eos_token_id
         if spec.objective == "lm":
             texts = [prompt_text(example, task) for example in examples]

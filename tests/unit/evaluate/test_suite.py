@@ -41,9 +41,7 @@ def test_values_are_the_scorers_and_every_slice_is_there(examples: list[Example]
 
 def test_intervals_are_of_clusters_not_rows(examples: list[Example], task: Task, model: Model) -> None:
     given = model(examples, 1.0)
-    by_input, by_row = (
-        one(evaluate(given, examples, task, clusters_N=clusters, options=QUICK), "accuracy", "all") for clusters in (None, np.arange(120))
-    )
+    by_input, by_row = (one(evaluate(given, examples, task, clusters_N=clusters, options=QUICK), "accuracy", "all") for clusters in (None, np.arange(120)))
     assert by_input.high - by_input.low > 1.4 * (by_row.high - by_row.low)
 
 

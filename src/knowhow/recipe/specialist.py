@@ -1,38 +1,13 @@
-"""Recipe: what a person writes. YAML in, JSON Schema out; an unknown key is an error that names the line and the nearest valid key.
-
-A value written here beats every default and every plan. `None` means "not said": the stage decides and the report shows what it decided.
-"""
+"""The recipe of a specialist: task, base, data, phases, measures."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-SCHEMA_VERSION = 1
-
-
-def _number(value: Any) -> Any:
-    """`true` is not 1."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("number_type", "true or false where a number belongs")
-    return value
-
-
-Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
-Amount = Annotated[float, Field(ge=0), BeforeValidator(_number)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
-Length = Annotated[int, Field(ge=8), BeforeValidator(_number)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="small letters, digits, `.`, `_` and `-`; at most 64")]
-
-
-class Section(BaseModel):
-    """Every part of a recipe: unknown keys are refused, values do not change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from knowhow.recipe.words import SCHEMA_VERSION, Amount, Count, Fraction, Length, Name, Positive, Section
 
 
 class TaskSpec(Section):
@@ -167,6 +142,14 @@ class LoraSpec(Section):
     targets: Literal["auto", "attn", "mlp", "all"] = "auto"
 
 
+class TeacherSpec(Section):
+    """Distillation from classical baselines: each row's target is partly what baselines say that never saw it nor its near copies."""
+
+    baselines: list[Literal["tfidf-lr", "lightgbm"]] = Field(["tfidf-lr", "lightgbm"], min_length=1, description="their mean is the teacher")
+    share: Fraction = Field(0.5, description="share of the target that is the teacher's; the rest is the row's own label")
+    folds: int = Field(5, ge=2, le=20, description="parts of the rows; each is answered by baselines fitted on the others")
+
+
 class PhaseSpec(Section):
     """One phase of the loop. Give `steps` or `epochs`; `minutes` is turned into steps once, from a measured speed, and sealed."""
 
@@ -195,14 +178,17 @@ class PhaseSpec(Section):
         0.0, description="share of the loss taken at every position from which a label's evidence is complete, the rest at the last (classify, causal base)"
     )
     average: Fraction = Field(0.0, description="decay of a running mean of the weights; the mean is what is validated and kept (0: off)")
+    teacher: TeacherSpec | None = None
     weights: Literal["rows", "sqrt", "distinct"] = Field("rows", description="how copies of a row count in the loss")
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
 
     @model_validator(mode="after")
-    def _one_length(self) -> PhaseSpec:
+    def _keys_fit(self) -> PhaseSpec:
         said = [name for name, value in (("steps", self.steps), ("epochs", self.epochs), ("minutes", self.minutes)) if value is not None]
         if len(said) > 1:
             raise ValueError(f"{' and '.join(said)} at once; give one of steps, epochs, minutes")
+        if self.objective != "classify" and (self.teacher is not None or self.replication):
+            raise ValueError(f"`teacher` and `replication` are for objective classify, not for {self.objective}")
         return self
 
 
@@ -261,43 +247,3 @@ class Recipe(Section):
                 got = f"`adapt.{number}.objective` is {phase.objective} where the task is to {self.task.kind}"
                 raise ValueError(f"{got}; set it to {wanted}, or change `task.kind`")
         return self
-
-
-class CorpusSpec(Section):
-    """One stream of text for pretraining."""
-
-    files: list[str] = Field(default_factory=list, description="JSONL files with a `text` field")
-    generate: GenerateSpec | None = None
-    share: Positive = Field(1.0, description="share of the training tokens")
-
-
-class PretrainRecipe(Section):
-    """A base model made from text: `knowhow pretrain`."""
-
-    schema_version: int = Field(SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
-    name: Name
-    vocabulary: Count = 8192
-    d_model: Count = 256
-    layers: Count = 6
-    heads: Count = 4
-    kv_heads: Count = 4
-    d_ff: Count = 640
-    context: Count = 1024
-    corpora: dict[str, CorpusSpec]
-    valid: dict[str, CorpusSpec]
-    tokens: Count = Field(description="training tokens")
-    batch_tokens: Count = 16384
-    microbatch_tokens: Count = 8192
-    sequence: Count = Field(512, description="tokens of one training window")
-    long_sequence: Count | None = Field(None, description="tokens of a window in the last steps (longer ones cost more: attention)")
-    long_share: Fraction = Field(0.15, description="share of the steps with long windows")
-    lr: Positive = 2e-3
-    muon_lr: Positive | None = Field(0.02, description="learning rate of the hidden matrices under Muon; null: AdamW for all")
-    weight_decay: Amount = 0.1
-    warmup: Fraction = 0.02
-    decay: Fraction = Field(0.3, description="share of the steps over which the rate falls to zero (WSD)")
-    clip: Positive = 1.0
-    compile: bool = True
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    checkpoint_every: Count = 100
-    seed: int = Field(0, ge=0, lt=2**31)

@@ -1,0 +1,46 @@
+"""Recipe: what a person writes. YAML in, JSON Schema out; an unknown key is an error that names the line and the nearest valid key.
+
+A value written here beats every default and every plan. `None` means "not said": the stage decides and the report shows what it decided.
+"""
+
+from knowhow.recipe.pretraining import CorpusSpec, PretrainRecipe
+from knowhow.recipe.specialist import (
+    BaseSpec,
+    BudgetSpec,
+    DataSpec,
+    EvaluateSpec,
+    FieldsSpec,
+    GenerateSpec,
+    LoraSpec,
+    PackageSpec,
+    PhaseSpec,
+    Recipe,
+    SplitSpec,
+    SynthesizeSpec,
+    TaskSpec,
+    TeacherSpec,
+    VocabularySpec,
+)
+from knowhow.recipe.words import SCHEMA_VERSION, Section
+
+__all__ = [
+    "BaseSpec",
+    "BudgetSpec",
+    "CorpusSpec",
+    "DataSpec",
+    "EvaluateSpec",
+    "FieldsSpec",
+    "GenerateSpec",
+    "LoraSpec",
+    "PackageSpec",
+    "PhaseSpec",
+    "PretrainRecipe",
+    "Recipe",
+    "SCHEMA_VERSION",
+    "Section",
+    "SplitSpec",
+    "SynthesizeSpec",
+    "TaskSpec",
+    "TeacherSpec",
+    "VocabularySpec",
+]
