@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from knowhow.adapt.lm import decoder
+from knowhow.adapt.lm import decoder, without_adapter
 from knowhow.maths.losses import binary_cross_entropy, soft_cross_entropy, squared_error
+from knowhow.model.load import head_modules
 from knowhow.types import Batch
 
 
@@ -93,8 +94,8 @@ def replicated(batch: Batch, weights_B: torch.Tensor, kind: Literal["one", "many
 
 def head(model: torch.nn.Module) -> torch.nn.Module:
     """The module above the decoder, adapters included."""
-    inner = model.get_base_model() if model.__class__.__name__.startswith("Peft") else model
-    return next(module for name, module in inner.named_children() if name != inner.base_model_prefix and any(True for _ in module.parameters()))
+    inner = without_adapter(model)
+    return inner.get_submodule(head_modules(inner)[0])
 
 
 def _weights(batch: Batch) -> torch.Tensor:

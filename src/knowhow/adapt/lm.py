@@ -51,8 +51,12 @@ class NextToken:
 
 def decoder(model: torch.nn.Module) -> torch.nn.Module:
     """The stack below the language-model head, adapters included."""
-    inner = model.get_base_model() if model.__class__.__name__.startswith("Peft") else model
-    return inner.base_model
+    return without_adapter(model).base_model
+
+
+def without_adapter(model: torch.nn.Module) -> torch.nn.Module:
+    """The model that a PEFT wrapper holds; any other as it is."""
+    return model.get_base_model() if model.__class__.__name__.startswith("Peft") else model
 
 
 def scales_logits(model: torch.nn.Module) -> bool:

@@ -11,10 +11,10 @@ import torch
 from knowhow.data.batch import Rows, rows
 from knowhow.data.chat import prompt_text, sft_text
 from knowhow.errors import UsageError
+from knowhow.model.infer import Cut
 from knowhow.types import Example, Task
 
 Weights = Literal["rows", "sqrt", "distinct"]
-Cut = Literal["tail", "head", "middle"]
 
 
 def reweighted(weights_N: np.ndarray, kind: Weights) -> np.ndarray:

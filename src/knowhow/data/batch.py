@@ -169,11 +169,11 @@ def thinned(batch: Batch, share: float, pad: int, random: np.random.Generator) -
     order_BT = np.argsort(~keep_BT, axis=1, kind="stable")[:, :width]
     kept_BT = np.take_along_axis(keep_BT, order_BT, 1)
     tokens_BT = np.where(kept_BT, np.take_along_axis(batch.tokens_BT.numpy(), order_BT, 1), pad)
-    moved = replace(batch, tokens_BT=torch.from_numpy(tokens_BT), mask_BT=torch.from_numpy(kept_BT))
+    onset_BK = None
     if batch.onset_BK is not None:
         before_BT = np.concatenate([np.zeros((len(keep_BT), 1), np.int64), np.cumsum(keep_BT, 1)], 1)
-        moved.onset_BK = torch.from_numpy(np.take_along_axis(before_BT, batch.onset_BK.numpy(), 1))
-    return moved
+        onset_BK = torch.from_numpy(np.take_along_axis(before_BT, batch.onset_BK.numpy(), 1))
+    return replace(batch, tokens_BT=torch.from_numpy(tokens_BT), mask_BT=torch.from_numpy(kept_BT), onset_BK=onset_BK)
 
 
 def _rounded(lengths: np.ndarray) -> np.ndarray:

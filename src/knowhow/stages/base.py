@@ -12,11 +12,14 @@ from knowhow.stages.common import Build, source
 
 
 def _check_objectives(build: Build, base: load.Loaded) -> None:
-    """An encoder sees both sides of every token, so it cannot learn to write."""
+    """An encoder sees both sides of every token, so it cannot learn to write, nor from the beginnings of texts."""
     for number, phase in enumerate(build.recipe.adapt):
         if base.kind == "encoder" and phase.objective != "classify":
             fix = "choose a causal base, or a task of labels with the objective classify"
             raise UsageError(f"objective {phase.objective} with an encoder", allowed="classify", fix=fix, where=f"adapt.{number}.objective")
+        if base.kind == "encoder" and phase.replication:
+            fix, where = "leave replication out, or take a causal base", f"adapt.{number}.replication"
+            raise UsageError("replication with an encoder, which sees all of a text at every position", fix=fix, where=where)
 
 
 def work(build: Build, folder: Path) -> None:

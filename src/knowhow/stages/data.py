@@ -93,6 +93,8 @@ def resolve_task(recipe: Recipe, asked: Task, train: Sequence[Example]) -> Task:
     for name in recipe.evaluate.metrics or ():
         named(name, answer_kind(task))
     fitting(recipe.evaluate.baselines or (), answer_kind(task))
+    if not task.classes and any(phase.teacher for phase in recipe.adapt):
+        raise UsageError(f"a teacher where the task is to {task.kind}", allowed="tasks with labels", fix="leave `teacher` out", where="adapt")
     return task
 
 

@@ -112,9 +112,6 @@ class Phase:
         """Where each label begins to hold, when the loss is to be taken at every position."""
         if not self.spec.replication:
             return None
-        if loaded.kind != "causal":
-            fix, where = "leave replication out, or take a causal base", f"adapt.{self.number}.replication"
-            raise UsageError("replication with an encoder, which sees all of a text at every position", fix=fix, where=where)
         start, _ = infer.frame(loaded.tokenizer)
         pieces, lengths = partial(infer.pieces, loaded.tokenizer), [len(row) for row in tokens]
         return label_onsets(examples, self.build.task, lengths, pieces, start=len(start), truncate=self.build.recipe.base.truncate)
