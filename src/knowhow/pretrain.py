@@ -19,20 +19,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from knowhow.adapt.lm import NextToken
-from knowhow.data.batch import Chained, Windows, even_windows
+from knowhow.data.batch import IGNORE, Chained, Together, TokenBudget, Windows, documents, even_windows, first_documents
 from knowhow.data.sources import open_source
 from knowhow.domains import find_domain
 from knowhow.errors import Interrupted, UsageError
 from knowhow.files import append_jsonl, read_jsonl, write_atomic, write_json, writing
 from knowhow.loop import checkpoint
+from knowhow.loop.machine import repeatable_device
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train
 from knowhow.maths import ngram
 from knowhow.model.quiet import quiet
-from knowhow.observe.life import Life, position_losses
+from knowhow.observe.life import Life, mean_loss
 from knowhow.protocols import Batches, Observer, Progress
 from knowhow.recipe import CorpusSpec, PretrainRecipe
-from knowhow.types import StepInfo
+from knowhow.types import Batch, StepInfo
 from knowhow.workspace import nothing_from_nothing
 
 CARD = """---
@@ -74,13 +75,12 @@ def pretrain(recipe: PretrainRecipe, *, run: Path, root: Path, progress: Progres
 
 
 def _make(recipe: PretrainRecipe, run: Path, root: Path, progress: Progress) -> Path:
-    torch.manual_seed(recipe.seed)
     tokenizer = _tokenizer(recipe, run, root, progress)
     streams = {name: _stream(name, spec, tokenizer, run, root, progress) for name, spec in recipe.corpora.items()}
     valid = {name: _stream(f"valid-{name}", spec, tokenizer, run, root, progress) for name, spec in recipe.valid.items()}
-    model = LlamaForCausalLM(architecture(recipe, tokenizer))
+    model = untrained(recipe, tokenizer).to(repeatable_device())
     _train(model, recipe, streams, valid, run, progress)
-    found = against_ngrams(recipe, streams, valid, model)
+    found = against_ngrams(recipe, streams, valid, model, untrained(recipe, tokenizer))
     write_json(run / "validation.json", found)
     folder = export(model, tokenizer, run / "model")
     for name in ("training.jsonl", "observations.jsonl"):
@@ -105,8 +105,17 @@ def architecture(recipe: PretrainRecipe, tokenizer: Tokenizer) -> LlamaConfig:
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=tokenizer.token_to_id(PAD),
-        initializer_range=0.02,
+        initializer_range=0.02,  # of all but the embeddings, see `untrained`
     )
+
+
+def untrained(recipe: PretrainRecipe, tokenizer: Tokenizer) -> LlamaForCausalLM:
+    """The model before the first step, drawn from the recipe's seed on the processor, so that it is the same on every device."""
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(architecture(recipe, tokenizer))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_(std=recipe.embedding_std)
+    return model
 
 
 def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> Path:
@@ -115,7 +124,7 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> Path:
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END, pad_token=PAD, model_max_length=model.config.max_position_embeddings
     )
     with writing(folder), quiet():
-        model.to(torch.bfloat16).save_pretrained(folder)
+        model.to("cpu", torch.bfloat16).save_pretrained(folder)
         fast.save_pretrained(folder)
         (folder / "model.safetensors").chmod(0o644)
     return folder
@@ -195,7 +204,7 @@ Streams = dict[str, np.ndarray]
 
 def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, valid: Streams, run: Path, progress: Progress) -> None:
     steps = recipe.tokens // recipe.batch_tokens
-    batches = _batches(recipe, streams, steps)
+    batches = _batches(recipe, streams, steps, model.config.eos_token_id)
     optim = Optim(model, OptimSpec(recipe.lr, weight_decay=recipe.weight_decay, muon_lr=recipe.muon_lr))
     done = checkpoint.find(run / "checkpoint")
     start, seen = (int(done["step"]), int(done["tokens"])) if done else (0, 0)
@@ -203,7 +212,7 @@ def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, va
         checkpoint.restore(run / "checkpoint", model, optim)
         batches.restore(done["batches"])
     objective = NextToken("lm", backbone=torch.compile(model.model) if recipe.compile else None)
-    life = Life(steps, {name: even_windows(stream, recipe.long_sequence or recipe.sequence) for name, stream in valid.items()}, recipe.precision)
+    life = Life(steps, {name: _looks(recipe, name, stream, model.config.eos_token_id, 16) for name, stream in valid.items()}, recipe.precision)
     factor = schedule("wsd", steps, warmup=recipe.warmup, decay=recipe.decay)
     # torch's own attention, so that a base can be made again to the byte whatever the loop learns to do faster
     spec = LoopSpec(steps, start, seen, clip=recipe.clip, precision=recipe.precision, attention="torch")
@@ -224,17 +233,31 @@ def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, va
         raise UsageError(f"training diverged: {error}", fix=f"lower the learning rate ({rates})", where="lr") from error
 
 
-def _batches(recipe: PretrainRecipe, streams: Streams, steps: int) -> Batches:
-    """Windows of `sequence` tokens, and of `long_sequence` in the last steps."""
+def _batches(recipe: PretrainRecipe, streams: Streams, steps: int, end: int) -> Batches:
+    """Each step: windows of the running corpora together, of `sequence` tokens (of `long_sequence` in the last steps), and rows of each corpus of
+    documents; every kind has its share of the step's tokens."""
     longest = recipe.long_sequence or recipe.sequence
     for name, stream in streams.items():
         if len(stream) <= longest:
             raise UsageError(f"the corpus {name} has {len(stream)} tokens", allowed=f"more than one window of {longest}", fix="give it more text")
-    shares = [recipe.corpora[name].share for name in streams]
+    shares = {name: spec.share / sum(each.share for each in recipe.corpora.values()) for name, spec in recipe.corpora.items()}
+    running = [name for name in streams if not recipe.corpora[name].documents]
+    parts: list[Batches] = []
+    if running:
+        share = sum(shares[name] for name in running)
+        parts.append(_windows(recipe, [streams[name] for name in running], [shares[name] for name in running], share, steps))
+    for name in streams:
+        if recipe.corpora[name].documents:
+            tokens = max(1, round(shares[name] * recipe.batch_tokens))
+            rows = documents(streams[name], end, recipe.context)
+            parts.append(TokenBudget(rows, tokens, min(tokens, recipe.microbatch_tokens), end, recipe.seed, language_model=True))
+    return parts[0] if len(parts) == 1 else Together(parts)
 
+
+def _windows(recipe: PretrainRecipe, streams: list[np.ndarray], shares: list[float], share: float, steps: int) -> Batches:
     def windows(sequence: int, count: int, seed: int) -> Windows:
-        per_step, per_microbatch = (max(1, tokens // sequence) for tokens in (recipe.batch_tokens, recipe.microbatch_tokens))
-        return Windows(list(streams.values()), shares, sequence, per_step, per_microbatch, count, seed)
+        per_step, per_microbatch = (max(1, round(tokens / sequence)) for tokens in (share * recipe.batch_tokens, recipe.microbatch_tokens))
+        return Windows(streams, shares, sequence, per_step, min(per_step, per_microbatch), count, seed)
 
     if recipe.long_sequence is None:
         return windows(recipe.sequence, steps, recipe.seed)
@@ -242,24 +265,29 @@ def _batches(recipe: PretrainRecipe, streams: Streams, steps: int) -> Batches:
     return Chained(windows(recipe.sequence, steps - late, recipe.seed), windows(recipe.long_sequence, late, recipe.seed + 1), steps - late)
 
 
-def against_ngrams(recipe: PretrainRecipe, streams: Streams, valid: Streams, model: LlamaForCausalLM) -> dict[str, Any]:
-    """Validation loss per corpus beside a unigram, a 5-gram (Kneser–Ney) trained on as many tokens of the same corpus, and the untrained model."""
-    torch.manual_seed(recipe.seed)
-    untrained = LlamaForCausalLM(model.config)
+def _looks(recipe: PretrainRecipe, name: str, stream: np.ndarray, end: int, count: int) -> list[Batch]:
+    """Validation rows of a corpus, of the kind that it is trained on: `count` windows, or as many tokens in documents."""
     sequence = recipe.long_sequence or recipe.sequence
+    if name in recipe.corpora and recipe.corpora[name].documents:
+        return first_documents(stream, end, recipe.context, count * sequence)
+    return even_windows(stream, sequence, count)
+
+
+def against_ngrams(recipe: PretrainRecipe, streams: Streams, valid: Streams, model: LlamaForCausalLM, before: LlamaForCausalLM) -> dict[str, Any]:
+    """Validation loss per corpus beside a unigram, a 5-gram (Kneser–Ney) trained on as many tokens of the same corpus, and the model `before` training."""
     total = sum(spec.share for spec in recipe.corpora.values())
     found = {}
     for name, stream in valid.items():
-        batches = even_windows(stream, sequence, 64)
-        scored = np.concatenate([batch.targets_BT.numpy() for batch in batches])
+        batches = _looks(recipe, name, stream, model.config.eos_token_id, 64)
+        targets = [row[row != IGNORE].numpy() for batch in batches for row in batch.targets_BT]
         seen = np.asarray(streams[name][: int(recipe.tokens * recipe.corpora[name].share / total)])
         grams = ngram.fit(seen, recipe.vocabulary)
         found[name] = {
-            "model": float(position_losses(model, batches, recipe.precision).mean()),
-            "untrained": float(position_losses(untrained, batches[:2], recipe.precision).mean()),
-            "unigram": float(ngram.unigram_losses(seen, scored.ravel(), recipe.vocabulary).mean()),
-            "five_gram": float(np.mean([ngram.losses(grams, row).mean() for row in scored])),
-            "validation_tokens": int(scored.size),
+            "model": mean_loss(model, batches, recipe.precision),
+            "untrained": mean_loss(before, batches[:2], recipe.precision),
+            "unigram": float(ngram.unigram_losses(seen, np.concatenate(targets), recipe.vocabulary).mean()),
+            "five_gram": float(np.concatenate([ngram.losses(grams, row) for row in targets]).mean()),
+            "validation_tokens": sum(map(len, targets)),
             "training_tokens": len(seen),
         }
     return found

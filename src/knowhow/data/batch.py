@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from knowhow.protocols import Batches
 from knowhow.types import Batch
 
 IGNORE = -100
@@ -28,7 +29,7 @@ class Rows:
 
     tokens: np.ndarray
     offsets: np.ndarray
-    ids: Sequence[str]
+    ids: Sequence[Any]
     supervised: np.ndarray | None = None
     labels: np.ndarray | None = None
     onsets: np.ndarray | None = None
@@ -257,6 +258,34 @@ class Chained:
         self.index = int(state["index"])
 
 
+@dataclass
+class Together:
+    """Streams side by side: each step holds the microbatches of every one; satisfies the Batches protocol."""
+
+    parts: Sequence[Batches]
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        for steps in zip(*self.parts, strict=True):
+            yield [batch for step in steps for batch in step]
+
+    def state(self) -> dict[str, int]:
+        """Where the next step will come from: `part.name` of each."""
+        return {f"{number}.{name}": value for number, part in enumerate(self.parts) for name, value in part.state().items()}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        for number, part in enumerate(self.parts):
+            part.restore({key.split(".", 1)[1]: value for key, value in state.items() if key.startswith(f"{number}.")})
+
+
+def documents(stream: np.ndarray, end: int, longest: int) -> Rows:
+    """The documents of a stream (each ends with `end`) as rows of at most `longest` tokens; a longer one is cut into several."""
+    ends = np.flatnonzero(stream == end) + 1
+    starts = np.concatenate([[0], ends])[: len(ends)]
+    cuts = [np.arange(start, stop, longest) for start, stop in zip(starts, ends, strict=True)]
+    offsets = np.concatenate([*cuts, ends[-1:]]).astype(np.int64)
+    return Rows(stream, offsets, range(len(offsets) - 1))
+
+
 def even_windows(stream: np.ndarray, sequence: int, count: int = 16) -> list[Batch]:
     """Up to `count` windows evenly spread over a stream, four to a batch."""
     starts = np.linspace(0, len(stream) - sequence - 1, min(count, max(1, len(stream) // sequence)), dtype=int)
@@ -266,3 +295,10 @@ def even_windows(stream: np.ndarray, sequence: int, count: int = 16) -> list[Bat
         block = torch.stack(blocks[at : at + 4])
         batches.append(Batch(block[:, :-1].contiguous(), torch.ones_like(block[:, 1:], dtype=torch.bool), targets_BT=block[:, 1:].contiguous()))
     return batches
+
+
+def first_documents(stream: np.ndarray, end: int, longest: int, tokens: int) -> list[Batch]:
+    """About `tokens` tokens of a stream's first documents, those of like length together."""
+    made = documents(stream, end, longest)
+    count = max(1, int(np.searchsorted(made.offsets, tokens)))
+    return [collate(made, chosen, pad=end, language_model=True) for chosen in by_length(np.arange(min(count, len(made))), made.lengths, 4 * longest)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
@@ -26,6 +27,16 @@ def keep_memory() -> bool:
         return False
     options = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26))
     return all(set_option(name, value) == 1 for name, value in options)
+
+
+def repeatable_device() -> str:
+    """Where a base is made: the accelerator that torch finds, else the processor. On an accelerator, kernels whose sums have no fixed order
+    are replaced by slower ones, so that the same run gives the same bytes (call before anything runs there)."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return "cuda"
 
 
 def quick_attention(device: str) -> AbstractContextManager[object]:

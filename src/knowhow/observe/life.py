@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from knowhow.data.batch import IGNORE
 from knowhow.loop.step import Precision, autocast
 from knowhow.types import Batch, StepInfo
 
@@ -46,23 +47,33 @@ class Life:
         """Mean validation loss per corpus (nats per token), and the in-context score: loss late in the window minus loss early (Olsson 2022)."""
         row = {}
         for name, batches in self.valid.items():
-            loss_T = position_losses(model, batches, self.precision)
-            row[f"valid.{name}"] = float(loss_T.mean())
-            if len(loss_T) > LATE:
+            total_T, count_T = position_losses(model, batches, self.precision)
+            row[f"valid.{name}"] = float(total_T.sum() / count_T.sum())
+            loss_T = total_T / count_T
+            if len(loss_T) > LATE + 10 and bool((count_T > 0).all()):
                 row[f"in_context.{name}"] = float(loss_T[LATE - 10 : LATE + 10].mean() - loss_T[EARLY - 10 : EARLY + 10].mean())
         return row
 
 
-def position_losses(model: torch.nn.Module, batches: Sequence[Batch], precision: Precision) -> torch.Tensor:
-    """Mean −log p of the next token at each position of the windows: T float64 values in nats."""
-    rows = sum(len(batch.tokens_BT) for batch in batches)
-    total_T = torch.zeros(batches[0].tokens_BT.shape[1], dtype=torch.float64)
-    with torch.inference_mode(), autocast(next(model.parameters()).device.type, precision):
+def position_losses(model: torch.nn.Module, batches: Sequence[Batch], precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of −log p of the next token at each position of the rows, in nats, and the number of targets there: T float64 each, T the longest row."""
+    device = next(model.parameters()).device
+    longest = max(batch.tokens_BT.shape[1] for batch in batches)
+    total_T, count_T = torch.zeros(longest, dtype=torch.float64), torch.zeros(longest, dtype=torch.float64)
+    with torch.inference_mode(), autocast(device.type, precision):
         for batch in batches:
-            logits = model(input_ids=batch.tokens_BT).logits
-            nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten(), reduction="none")
-            total_T += nll.view_as(batch.targets_BT).double().sum(0).cpu()
-    return total_T / rows
+            logits, targets_BT = model(input_ids=batch.tokens_BT.to(device)).logits, batch.targets_BT.to(device)
+            nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets_BT.flatten(), reduction="none", ignore_index=IGNORE)
+            width = targets_BT.shape[1]
+            total_T[:width] += nll.view_as(targets_BT).double().sum(0).cpu()
+            count_T[:width] += (targets_BT != IGNORE).sum(0).cpu()
+    return total_T, count_T
+
+
+def mean_loss(model: torch.nn.Module, batches: Sequence[Batch], precision: Precision) -> float:
+    """Mean −log p of the next token over all targets, in nats."""
+    total_T, count_T = position_losses(model, batches, precision)
+    return float(total_T.sum() / count_T.sum())
 
 
 def spectra(model: torch.nn.Module) -> dict[str, float]:
@@ -83,7 +94,7 @@ def head_roles(model: torch.nn.Module, length: int = 64) -> dict[str, float]:
     reader = copy.deepcopy(model).eval()
     reader.set_attn_implementation("eager")
     random = torch.Generator().manual_seed(0)
-    half = torch.randint(4, model.config.vocab_size, (4, length), generator=random)
+    half = torch.randint(4, model.config.vocab_size, (4, length), generator=random).to(next(model.parameters()).device)
     with torch.inference_mode():
         patterns = reader(input_ids=torch.cat([half, half], 1), output_attentions=True).attentions
     row = {}

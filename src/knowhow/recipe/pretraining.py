@@ -15,6 +15,7 @@ class CorpusSpec(Section):
 
     files: list[str] = Field(default_factory=list, description="JSONL files with a `text` field")
     generate: GenerateSpec | None = None
+    documents: bool = Field(False, description="each document is a row of its own, none sees another; false: one stream, cut into windows")
     share: Positive = Field(1.0, description="share of the training tokens")
 
 
@@ -30,6 +31,7 @@ class PretrainRecipe(Section):
     kv_heads: Count = 4
     d_ff: Count = 640
     context: Count = 1024
+    embedding_std: Positive = Field(0.02, description="standard deviation of the embeddings at the start (they are the output layer too)")
     corpora: dict[str, CorpusSpec]
     valid: dict[str, CorpusSpec]
     tokens: Count = Field(description="training tokens")
