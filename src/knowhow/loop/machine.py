@@ -29,6 +29,13 @@ def keep_memory() -> bool:
     return all(set_option(name, value) == 1 for name, value in options)
 
 
+def has_bf16(device: str) -> bool:
+    """Hardware bf16 products: CPUs with AVX512-BF16 or AMX, CUDA from compute capability 8."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def repeatable_device() -> str:
     """Where a base is made: the accelerator that torch finds, else the processor. On an accelerator, kernels whose sums have no fixed order
     are replaced by slower ones, so that the same run gives the same bytes (call before anything runs there)."""
@@ -36,6 +43,7 @@ def repeatable_device() -> str:
         return "cpu"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads such memory
     return "cuda"
 
 

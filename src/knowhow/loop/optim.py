@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from knowhow.loop.machine import has_bf16
+from knowhow.loop.muon import Muon
+
 Schedule = Callable[[int], float]
 
 
@@ -46,7 +49,8 @@ class Optim:
         if groups:
             self.parts.append(torch.optim.AdamW(groups, betas=spec.betas, eps=1e-8, fused=True))
         if muon:
-            self.parts.append(torch.optim.Muon(muon, lr=spec.muon_lr, weight_decay=spec.weight_decay, adjust_lr_fn="original"))
+            quick = torch.bfloat16 if has_bf16(muon[0].device.type) else torch.float32
+            self.parts.append(Muon(muon, lr=spec.muon_lr, weight_decay=spec.weight_decay, dtype=quick))
         for part in self.parts:
             for group in part.param_groups:
                 group["initial_lr"] = group["lr"]

@@ -172,6 +172,7 @@ class PhaseSpec(Section):
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 autocast where the machine has it")
     compile: bool = Field(False, description="torch.compile: about a minute to warm up, then faster")
     head_lr: Positive | None = Field(None, description="learning rate of a fresh head; left out: the same as lr")
+    muon_lr: Positive | None = Field(None, description="learning rate of the hidden matrices under Muon, e.g. 5e-3; left out: AdamW with lr for all")
     label_smoothing: Fraction = 0.0
     drop_tokens: Fraction = Field(0.0, description="share of an input's tokens left out at random at each visit (classify): fewer rows learnt by heart")
     replication: Fraction = Field(

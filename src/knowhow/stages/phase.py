@@ -30,7 +30,7 @@ from knowhow.files import append_jsonl, read_json, read_jsonl, write_atomic, wri
 from knowhow.loop import checkpoint
 from knowhow.loop.average import Average
 from knowhow.loop.optim import Optim, OptimSpec, schedule
-from knowhow.loop.step import LoopSpec, train
+from knowhow.loop.step import LoopSpec, train, uses_bf16
 from knowhow.model import adapters, infer, load
 from knowhow.protocols import Objective
 from knowhow.recipe import PhaseSpec
@@ -172,7 +172,7 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
     spec = phase.spec
     loaded = phase.fresh()
     batches = phase.batches(rows, loaded.tokenizer.pad_token_id)
-    optim = Optim(loaded.model, OptimSpec(lr, weight_decay=spec.weight_decay, head_lr=spec.head_lr))
+    optim = Optim(loaded.model, OptimSpec(lr, weight_decay=spec.weight_decay, head_lr=spec.head_lr, muon_lr=spec.muon_lr))
     average = Average(loaded.model, spec.average) if spec.average else None
     step, tokens, best = 0, 0, Best()
     if found := checkpoint.find(here / "checkpoint"):
@@ -238,7 +238,8 @@ def _task_metric(phase: Phase) -> Callable[[load.Loaded], tuple[dict[str, float]
     metric = named(task.metric, kind)
 
     def look(loaded: load.Loaded) -> tuple[dict[str, float], float]:
-        given = answers(loaded, valid, task, build.recipe.base, name="specialist", precision=inference_precision(phase.spec))
+        precision = "bf16" if uses_bf16(infer.device_of(loaded.model).type, phase.spec.precision) else "float32"
+        given = answers(loaded, valid, task, build.recipe.base, name="specialist", precision=precision)
         if task.many:
             given = replace(given, thresholds_C=best_thresholds(gold.values, given.probs_NC, weights_N))
         scores = given.values_N if given.logits_NC is None else given.logits_NC
@@ -269,11 +270,6 @@ def _language_loss(phase: Phase) -> Callable[[load.Loaded], tuple[dict[str, floa
         return {"valid_loss": total / units}, -total / units
 
     return look
-
-
-def inference_precision(spec: PhaseSpec) -> str:
-    """Validation during training runs as fast as training does."""
-    return "float32" if spec.precision == "float32" else "bf16"
 
 
 def _note(path: Path, phase: int, info: StepInfo, steps: int) -> None:

@@ -103,3 +103,9 @@ def test_the_casts_of_one_step_are_forgotten_before_the_next() -> None:
         for parameter in model.parameters():
             parameter.mul_(2.0)
     assert step._accumulate(model, objective, micro, 1.0, spec)["loss"] != first
+
+
+def test_bf16_is_used_on_request_or_where_the_processor_has_it(monkeypatch):
+    for has in (True, False):
+        monkeypatch.setattr(step, "has_bf16", lambda device, has=has: has)
+        assert [step.uses_bf16("cpu", precision) for precision in ("auto", "float32", "bf16")] == [has, False, True]
