@@ -27,7 +27,7 @@ from rate import matmul_rate  # noqa: E402
 from rows import VOCABULARY, llama  # noqa: E402
 
 from knowhow.adapt.lm import NextToken  # noqa: E402
-from knowhow.data.batch import Windows  # noqa: E402
+from knowhow.data.windows import Windows  # noqa: E402
 from knowhow.files import append_jsonl, digest, read_jsonl  # noqa: E402
 from knowhow.loop.machine import keep_memory  # noqa: E402
 from knowhow.loop.optim import Optim, OptimSpec  # noqa: E402

@@ -22,7 +22,10 @@ def recipe(folder: Path, **changes) -> PretrainRecipe:
     return PretrainRecipe(
         **{
             "name": "tiny-base", "vocabulary": 512, "d_model": 32, "layers": 2, "heads": 2, "kv_heads": 2, "d_ff": 48, "context": 64, "embedding_std": 0.1,
-            "corpora": {"books": {"files": ["train.jsonl"], "share": 0.6}, "traces": {"documents": True, "generate": {**made, "train": 200, "seed": 5}, "share": 0.4}},
+            "corpora": {
+                "books": {"files": ["train.jsonl"], "share": 0.6},
+                "traces": {"documents": True, "generate": {**made, "train": 200, "seed": 5}, "share": 0.4},
+            },
             "valid": {"books": {"files": ["valid.jsonl"]}, "traces": {"generate": {**made, "train": 20, "seed": 6}}},
             "tokens": 40 * 512, "sequence": 32, "long_sequence": 64, "batch_tokens": 512, "microbatch_tokens": 256, "compile": False,
             "checkpoint_every": 10, "precision": "float32", **changes,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from knowhow.data.batch import IGNORE, Together, TokenBudget, Windows, by_length, collate, documents, first_documents, rows
+from knowhow.data.batch import IGNORE, TokenBudget, by_length, collate, rows
+from knowhow.data.windows import Together, Windows, documents, first_documents
 
 
 def made(n: int = 3000, seed: int = 0) -> TokenBudget:

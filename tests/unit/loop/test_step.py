@@ -13,7 +13,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from knowhow.adapt.lm import NextToken
-from knowhow.data.batch import TokenBudget, even_windows, rows
+from knowhow.data.batch import TokenBudget, rows
+from knowhow.data.windows import even_windows
 from knowhow.loop import checkpoint
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train

@@ -5,65 +5,33 @@ Stages, each kept in the run folder and never repeated: tokenizer → streams �
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from knowhow.adapt.lm import NextToken
-from knowhow.data.batch import IGNORE, Chained, Together, TokenBudget, Windows, documents, even_windows, first_documents
-from knowhow.data.sources import open_source
-from knowhow.domains import find_domain
+from knowhow.data.batch import TokenBudget
+from knowhow.data.windows import Chained, Together, Windows, documents
 from knowhow.errors import Interrupted, UsageError
 from knowhow.files import append_jsonl, read_jsonl, write_atomic, write_json, writing
 from knowhow.loop import checkpoint
 from knowhow.loop.machine import repeatable_device
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train
-from knowhow.maths import ngram
 from knowhow.model.quiet import quiet
-from knowhow.observe.life import Life, mean_loss
+from knowhow.observe.life import Life
+from knowhow.pretrain.corpora import END, PAD, stream_of, tokenizer_of
+from knowhow.pretrain.measure import Streams, against_ngrams, card, looks
 from knowhow.protocols import Batches, Observer, Progress
-from knowhow.recipe import CorpusSpec, PretrainRecipe
-from knowhow.types import Batch, StepInfo
+from knowhow.recipe import PretrainRecipe
+from knowhow.types import StepInfo
 from knowhow.workspace import nothing_from_nothing
-
-CARD = """---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
-language: en
-tags: [knowhow, base-model]
----
-
-# {name}
-
-A small Llama-type language model: {layers} layers, d {d_model}, {heads} heads, feed-forward {d_ff}, tied embeddings, byte-level BPE of {vocabulary:,} tokens,
-context {context}. Pretrained on {tokens:,} tokens of {corpora}, and nothing else. English novels are in the public domain (1840–1920); traces are generated,
-without labels, from seeds used nowhere else. It is a base to start specialists from: it knows old-fashioned English
-and the shape of program traces, and no facts.
-
-Validation loss in nats per token, on text that was never trained on:
-
-| corpus | training tokens | this model | 5-gram | unigram | untrained |
-|---|---|---|---|---|---|
-{rows}
-
-The 5-gram (interpolated Kneser–Ney) and the unigram saw as many tokens of the same corpus. `training.jsonl` is the training log; `observations.jsonl` holds
-looks at log-spaced steps: losses, spectra of the weights, roles of the heads. To make it again: `knowhow pretrain recipes/{name}.yaml`.
-"""
-
-END, PAD = "<|endoftext|>", "<|pad|>"
-TOKENIZER_SHARE = 0.3
-PIECE = 20_000
 
 
 def pretrain(recipe: PretrainRecipe, *, run: Path, root: Path, progress: Progress) -> Path:
@@ -75,9 +43,9 @@ def pretrain(recipe: PretrainRecipe, *, run: Path, root: Path, progress: Progres
 
 
 def _make(recipe: PretrainRecipe, run: Path, root: Path, progress: Progress) -> Path:
-    tokenizer = _tokenizer(recipe, run, root, progress)
-    streams = {name: _stream(name, spec, tokenizer, run, root, progress) for name, spec in recipe.corpora.items()}
-    valid = {name: _stream(f"valid-{name}", spec, tokenizer, run, root, progress) for name, spec in recipe.valid.items()}
+    tokenizer = tokenizer_of(recipe, run, root, progress)
+    streams = {name: stream_of(name, spec, tokenizer, run, root, progress) for name, spec in recipe.corpora.items()}
+    valid = {name: stream_of(f"valid-{name}", spec, tokenizer, run, root, progress) for name, spec in recipe.valid.items()}
     model = untrained(recipe, tokenizer).to(repeatable_device())
     _train(model, recipe, streams, valid, run, progress)
     found = against_ngrams(recipe, streams, valid, model, untrained(recipe, tokenizer))
@@ -130,78 +98,6 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> Path:
     return folder
 
 
-def texts(spec: CorpusSpec, root: Path) -> Iterator[str]:
-    """Documents of a corpus in order. A domain's traces are shuffled in blocks, so twins do not stand side by side."""
-    for name in spec.files:
-        for number, row in enumerate(open_source(root / name).rows(), start=1):
-            if not isinstance(row.get("text"), str):
-                allowed = "rows with a field `text`"
-                raise UsageError(f"a row without text (it has {', '.join(row)})", allowed=allowed, fix="rename the field", where=f"{root / name}, row {number}")
-            yield row["text"]
-    if spec.generate is not None:
-        seed = spec.generate.seed or 0
-        random = np.random.Generator(np.random.PCG64(seed))
-        made = find_domain(spec.generate.domain).generate(spec.generate.options, seed=seed, n=spec.generate.train)
-        for block in _blocks((str(example.prompt) for example in made), 4096):
-            yield from (block[i] for i in random.permutation(len(block)))
-
-
-def _blocks(items: Iterator[str], size: int) -> Iterator[list[str]]:
-    while block := list(itertools.islice(items, size)):
-        yield block
-
-
-def _tokenizer(recipe: PretrainRecipe, run: Path, root: Path, progress: Progress) -> Tokenizer:
-    path = run / "tokenizer.json"
-    if path.is_file():
-        return Tokenizer.from_file(str(path))
-    progress("tokenizer", 0, 0)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocabulary, special_tokens=[END, PAD], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    random = np.random.Generator(np.random.PCG64(recipe.seed))
-    sample = (piece for spec in recipe.corpora.values() for text in texts(spec, root) for piece in _pieces(text) if random.random() < TOKENIZER_SHARE)
-    tokenizer.train_from_iterator(sample, trainer)
-    with writing(path):
-        tokenizer.save(str(path))
-    return tokenizer
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Cut long documents at line ends: the tokenizer works through short strings faster."""
-    start = 0
-    while start < len(text):
-        end = start + PIECE
-        cut = text.rfind("\n", start, end) + 1 if end < len(text) else len(text)
-        end = cut if cut > start else min(end, len(text))
-        yield text[start:end]
-        start = end
-
-
-def _stream(name: str, spec: CorpusSpec, tokenizer: Tokenizer, run: Path, root: Path, progress: Progress) -> np.ndarray:
-    """Documents as one array of token ids, each followed by END; memory-mapped."""
-    path = run / "streams" / f"{name}.npy"
-    if path.is_file():
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    end, parts, total = tokenizer.token_to_id(END), [], 0
-    for text in texts(spec, root):
-        ids = [token for encoding in tokenizer.encode_batch(list(_pieces(text)), add_special_tokens=False) for token in encoding.ids]
-        parts.append(np.asarray([*ids, end], np.uint16))
-        total += len(ids) + 1
-        progress(f"tokens of {name}", total, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path):
-        np.save(path.with_suffix(".part.npy"), np.concatenate(parts), allow_pickle=False)
-        path.with_suffix(".part.npy").rename(path)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-Streams = dict[str, np.ndarray]
-
-
 def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, valid: Streams, run: Path, progress: Progress) -> None:
     steps = recipe.tokens // recipe.batch_tokens
     batches = _batches(recipe, streams, steps, model.config.eos_token_id)
@@ -212,7 +108,7 @@ def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, va
         checkpoint.restore(run / "checkpoint", model, optim)
         batches.restore(done["batches"])
     objective = NextToken("lm", backbone=torch.compile(model.model) if recipe.compile else None)
-    life = Life(steps, {name: _looks(recipe, name, stream, model.config.eos_token_id, 16) for name, stream in valid.items()}, recipe.precision)
+    life = Life(steps, {name: looks(recipe, name, stream, model.config.eos_token_id, 16) for name, stream in valid.items()}, recipe.precision)
     factor = schedule("wsd", steps, warmup=recipe.warmup, decay=recipe.decay)
     # torch's own attention, so that a base can be made again to the byte whatever the loop learns to do faster
     spec = LoopSpec(steps, start, seen, clip=recipe.clip, precision=recipe.precision, attention="torch")
@@ -263,44 +159,6 @@ def _windows(recipe: PretrainRecipe, streams: list[np.ndarray], shares: list[flo
         return windows(recipe.sequence, steps, recipe.seed)
     late = max(1, round(recipe.long_share * steps))
     return Chained(windows(recipe.sequence, steps - late, recipe.seed), windows(recipe.long_sequence, late, recipe.seed + 1), steps - late)
-
-
-def _looks(recipe: PretrainRecipe, name: str, stream: np.ndarray, end: int, count: int) -> list[Batch]:
-    """Validation rows of a corpus, of the kind that it is trained on: `count` windows, or as many tokens in documents."""
-    sequence = recipe.long_sequence or recipe.sequence
-    if name in recipe.corpora and recipe.corpora[name].documents:
-        return first_documents(stream, end, recipe.context, count * sequence)
-    return even_windows(stream, sequence, count)
-
-
-def against_ngrams(recipe: PretrainRecipe, streams: Streams, valid: Streams, model: LlamaForCausalLM, before: LlamaForCausalLM) -> dict[str, Any]:
-    """Validation loss per corpus beside a unigram, a 5-gram (Kneser–Ney) trained on as many tokens of the same corpus, and the model `before` training."""
-    total = sum(spec.share for spec in recipe.corpora.values())
-    found = {}
-    for name, stream in valid.items():
-        batches = _looks(recipe, name, stream, model.config.eos_token_id, 64)
-        targets = [row[row != IGNORE].numpy() for batch in batches for row in batch.targets_BT]
-        seen = np.asarray(streams[name][: int(recipe.tokens * recipe.corpora[name].share / total)])
-        grams = ngram.fit(seen, recipe.vocabulary)
-        found[name] = {
-            "model": mean_loss(model, batches, recipe.precision),
-            "untrained": mean_loss(before, batches[:2], recipe.precision),
-            "unigram": float(ngram.unigram_losses(seen, np.concatenate(targets), recipe.vocabulary).mean()),
-            "five_gram": float(np.concatenate([ngram.losses(grams, row) for row in targets]).mean()),
-            "validation_tokens": sum(map(len, targets)),
-            "training_tokens": len(seen),
-        }
-    return found
-
-
-def card(recipe: PretrainRecipe, streams: Streams, found: dict[str, Any]) -> str:
-    """The base's model card."""
-    columns = ("model", "five_gram", "unigram", "untrained")
-    rows = [f"| {name} | {f['training_tokens']:,} | {' | '.join(f'{f[column]:.3f}' for column in columns)} |" for name, f in found.items()]
-    return CARD.format(
-        name=recipe.name, tokens=recipe.tokens, d_model=recipe.d_model, layers=recipe.layers, heads=recipe.heads, d_ff=recipe.d_ff,
-        vocabulary=recipe.vocabulary, context=recipe.context, corpora=", ".join(streams), rows="\n".join(rows),
-    )  # fmt: skip
 
 
 def _keep_rows(path: Path, life: Life) -> None:
