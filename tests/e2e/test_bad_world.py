@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,15 @@ def expect(code: int, *said: str, leaves: str = "nothing") -> Case:
     return Case("", lambda place: [], said, code, leaves)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as a terminal gives it, in a background job too (those are started with it ignored)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_each_stage_then_on_to_the_same_bytes(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     words, at = place.recipe(), [""]
 

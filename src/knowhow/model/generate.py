@@ -13,7 +13,7 @@ import torch
 
 from knowhow.errors import UsageError
 from knowhow.model.infer import encode, left_padded, like_lengths
-from knowhow.model.loaded import Loaded
+from knowhow.model.loaded import Loaded, cache_name
 from knowhow.protocols import Progress
 
 
@@ -134,12 +134,12 @@ class _Run:
         draws = [np.random.Generator(np.random.PCG64([self.seed, int(place)])) for place in places]
         seen = [torch.tensor(sorted(set(row)), device=tokens_BT.device) for row in rows]
         written: list[list[int]] = [[] for _ in rows]
-        alive, cache = list(range(len(rows))), None
+        alive, cache, name = list(range(len(rows))), None, cache_name(self.loaded.model)
         for _ in range(self.limit):
             out = self.loaded.model(
-                input_ids=tokens_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=cache, use_cache=True, logits_to_keep=1
+                input_ids=tokens_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=True, logits_to_keep=1, **{name: cache}
             )
-            cache = out.past_key_values
+            cache = out[name]
             chosen = []
             for place, row in enumerate(alive):
                 token = self.choose(out.logits[place, -1].float(), seen[row], draws[row]) if row >= 0 else self.loaded.tokenizer.pad_token_id

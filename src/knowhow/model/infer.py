@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from knowhow.errors import UsageError
-from knowhow.model.loaded import Loaded, device_of
+from knowhow.model.loaded import Loaded, cache_name, device_of
 from knowhow.model.quiet import quiet
 from knowhow.protocols import Progress
 
@@ -190,14 +190,15 @@ def _score(loaded: Loaded, rows: list[list[int]], answers: list[list[int]]) -> t
     score_BC = log_softmax(read.logits[:, -1].float(), -1)[:, answers_CL[:, 0]]
     if longest == 1:
         return score_BC
-    cache = read.past_key_values
+    name = cache_name(loaded.model)
+    cache = read[name]
     cache.batch_repeat_interleave(count)
     repeat = (len(rows), 1)
     mask = torch.cat([mask_BT.repeat_interleave(count, 0), real_CL[:, :-1].repeat(repeat)], 1)
     ends = positions_BT[:, -1].repeat_interleave(count)[:, None]
     positions = ends + 1 + torch.arange(longest - 1, device=device)
     inputs = answers_CL[:, :-1].repeat(repeat)
-    logits = loaded.model(input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).logits.float()
+    logits = loaded.model(input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=True, **{name: cache}).logits.float()
     taken = log_softmax(logits, -1).gather(2, answers_CL[:, 1:].repeat(repeat)[..., None])[..., 0] * real_CL[:, 1:].repeat(repeat)
     return score_BC + taken.sum(1).view(len(rows), count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,3 +44,9 @@ def digest_tensors(tensors: dict[str, torch.Tensor]) -> str:
 
 def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+def cache_name(model: torch.nn.Module) -> str:
+    """What this model calls its key-value cache, in a forward pass and in what that returns: `cache` from transformers 5.24, `past_key_values` before."""
+    inner = model.get_base_model() if type(model).__name__.startswith("Peft") else model
+    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"

@@ -26,6 +26,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, Any] = {"": None, "~": None, ".nan": float("nan"), ".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf")}
 _WORDS |= {cased: value for word, value in (("null", None), ("true", True), ("false", False)) for cased in (word, word.title(), word.upper())}
 _QUOTE = "check the indentation, and put text that has `: `, `#` or brackets in quotes"
+_DEEP, _LEVELS = f"values nested more than {MAX_DEPTH} deep", "a recipe has at most five levels"
 _PLAIN = "save the file as plain UTF-8 text"
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
@@ -80,6 +81,8 @@ def parse(text: str, name: str) -> Document:
         value = _Reader(yaml.parse(text, Loader=_LOADER), name, document.places).document()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line if error.problem_mark else 0
+        if "nesting depth" in str(error.problem):
+            raise UsageError(_DEEP, allowed=_LEVELS, where=f"{name}:{line + 1}") from error
         lines = text.splitlines() or [""]
         shown = lines[min(line, len(lines) - 1)]
         fix = "indent with spaces, not with tabs" if "\t" in shown[: len(shown) - len(shown.lstrip())] else _QUOTE
@@ -115,7 +118,7 @@ class _Reader:
         if event.tag is not None:
             self._refuse(event, f"a tag ({event.tag})", "plain values without tags")
         if len(key) > MAX_DEPTH:
-            self._refuse(event, f"values nested more than {MAX_DEPTH} deep", "a recipe has at most five levels")
+            self._refuse(event, _DEEP, _LEVELS)
         self.places.setdefault(key, self._place(event))
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(key)
