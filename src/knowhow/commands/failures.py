@@ -51,6 +51,9 @@ def guarded(app: typer.Typer, words: list[str]) -> int:
     _settle(debug)
     _open_streams()
     try:
+        if any("\0" in word for word in words):
+            # some versions of typer look such a path up before anybody has checked it
+            raise UsageError("a null character on the command line", allowed="text", fix=f"knowhow {_command(words)} --help")
         code = app(args=words, standalone_mode=False, prog_name="knowhow")
         sys.stdout.flush()
         if code == CTRL_C:
