@@ -51,9 +51,6 @@ def guarded(app: typer.Typer, words: list[str]) -> int:
     _settle(debug)
     _open_streams()
     try:
-        if any("\0" in word for word in words):
-            # some versions of typer look such a path up before anybody has checked it
-            raise UsageError("a null character on the command line", allowed="text", fix=f"knowhow {_command(words)} --help")
         code = app(args=words, standalone_mode=False, prog_name="knowhow")
         sys.stdout.flush()
         if code == CTRL_C:
@@ -76,6 +73,9 @@ def named(error: BaseException, words: list[str]) -> KnowhowError | None:
         )
     if isinstance(error, KnowhowError):
         return error
+    if isinstance(error, ValueError) and str(error) == "embedded null byte":
+        # some versions of typer look a path up before anybody has checked it
+        return UsageError("a null character in a path", allowed="a path", fix=f"knowhow {_command(words)} --help")
     if isinstance(error, ClickError):
         message = error.format_message()
         return UsageError(message, fix="knowhow --help" if "No such command" in message else f"knowhow {_command(words)} --help")

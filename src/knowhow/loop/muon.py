@@ -45,7 +45,7 @@ def orthogonal(matrix: torch.Tensor, dtype: torch.dtype, steps: int = 5) -> torc
     """UVᵀ of a matrix USVᵀ, roughly: five Newton–Schulz steps bring every singular value near 1 (Jordan 2024). In `dtype`."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.to(dtype).T if tall else matrix.to(dtype, copy=True)
+    x = matrix.to(dtype).T if tall else matrix.to(dtype)
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.T

@@ -136,9 +136,7 @@ class _Run:
         written: list[list[int]] = [[] for _ in rows]
         alive, cache, name = list(range(len(rows))), None, cache_name(self.loaded.model)
         for _ in range(self.limit):
-            out = self.loaded.model(
-                input_ids=tokens_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=True, logits_to_keep=1, **{name: cache}
-            )
+            out = self.loaded.model(input_ids=tokens_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=True, logits_to_keep=1, **{name: cache})
             cache = out[name]
             chosen = []
             for place, row in enumerate(alive):
