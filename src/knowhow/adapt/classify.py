@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from knowhow.adapt.lm import decoder, without_adapter
+from knowhow.adapt.lm import decoder
 from knowhow.maths.losses import binary_cross_entropy, soft_cross_entropy, squared_error
 from knowhow.model.load import head_modules
+from knowhow.model.loaded import without_adapter
 from knowhow.types import Batch
 
 

@@ -10,6 +10,7 @@ import torch
 
 from knowhow.data.batch import IGNORE
 from knowhow.maths.losses import linear_cross_entropy
+from knowhow.model.loaded import without_adapter
 from knowhow.types import Batch
 
 SCALES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -52,11 +53,6 @@ class NextToken:
 def decoder(model: torch.nn.Module) -> torch.nn.Module:
     """The stack below the language-model head, adapters included."""
     return without_adapter(model).base_model
-
-
-def without_adapter(model: torch.nn.Module) -> torch.nn.Module:
-    """The model that a PEFT wrapper holds; any other as it is."""
-    return model.get_base_model() if model.__class__.__name__.startswith("Peft") else model
 
 
 def scales_logits(model: torch.nn.Module) -> bool:

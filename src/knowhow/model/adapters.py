@@ -18,7 +18,7 @@ from knowhow.errors import SafetyError, UsageError
 from knowhow.files import read_json, write_atomic, write_json, writing
 from knowhow.model.guard import check_folder
 from knowhow.model.load import head_modules
-from knowhow.model.loaded import Loaded, digest_tensors
+from knowhow.model.loaded import Loaded, digest_tensors, without_adapter
 from knowhow.model.quiet import quiet
 
 TARGETS = ("auto", "attn", "mlp", "all")
@@ -126,7 +126,7 @@ def base_digest(model: torch.nn.Module) -> str:
     """Digest of the weights that an adapter leaves untouched, under the names that they have without one; fresh heads and trained rows are not among them."""
     tensors: dict[str, torch.Tensor] = {}
     names = dict(model.named_parameters(remove_duplicate=False))
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = without_adapter(model)
     whole = tuple(f"{name}." for name in _whole(inner))
     for name, parameter in names.items():
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".token_adapter.base_layer", "").replace(".token_adapter", "")

@@ -46,7 +46,11 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def without_adapter(model: torch.nn.Module) -> torch.nn.Module:
+    """The model that a PEFT wrapper holds; any other as it is."""
+    return model.get_base_model() if model.__class__.__name__.startswith("Peft") else model
+
+
 def cache_name(model: torch.nn.Module) -> str:
     """What this model calls its key-value cache, in a forward pass and in what that returns: `cache` from transformers 5.24, `past_key_values` before."""
-    inner = model.get_base_model() if type(model).__name__.startswith("Peft") else model
-    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(without_adapter(model).forward).parameters else "past_key_values"

@@ -12,6 +12,7 @@ import torch
 
 from knowhow.data.batch import IGNORE
 from knowhow.loop.step import Precision, autocast
+from knowhow.model.loaded import device_of
 from knowhow.types import Batch, StepInfo
 
 EARLY, LATE = 50, 500
@@ -57,7 +58,7 @@ class Life:
 
 def position_losses(model: torch.nn.Module, batches: Sequence[Batch], precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of −log p of the next token at each position of the rows, in nats, and the number of targets there: T float64 each, T the longest row."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     longest = max(batch.tokens_BT.shape[1] for batch in batches)
     total_T, count_T = torch.zeros(longest, dtype=torch.float64), torch.zeros(longest, dtype=torch.float64)
     with torch.inference_mode(), autocast(device.type, precision):
@@ -94,7 +95,7 @@ def head_roles(model: torch.nn.Module, length: int = 64) -> dict[str, float]:
     reader = copy.deepcopy(model).eval()
     reader.set_attn_implementation("eager")
     random = torch.Generator().manual_seed(0)
-    half = torch.randint(4, model.config.vocab_size, (4, length), generator=random).to(next(model.parameters()).device)
+    half = torch.randint(4, model.config.vocab_size, (4, length), generator=random).to(device_of(model))
     with torch.inference_mode():
         patterns = reader(input_ids=torch.cat([half, half], 1), output_attentions=True).attentions
     row = {}

@@ -153,7 +153,7 @@ def _batches(recipe: PretrainRecipe, streams: Streams, steps: int, end: int) -> 
 def _windows(recipe: PretrainRecipe, streams: list[np.ndarray], shares: list[float], share: float, steps: int) -> Batches:
     def windows(sequence: int, count: int, seed: int) -> Windows:
         per_step, per_microbatch = (max(1, round(tokens / sequence)) for tokens in (share * recipe.batch_tokens, recipe.microbatch_tokens))
-        return Windows(streams, shares, sequence, per_step, min(per_step, per_microbatch), count, seed)
+        return Windows(streams, shares, sequence, per_step, per_microbatch, count, seed)
 
     if recipe.long_sequence is None:
         return windows(recipe.sequence, steps, recipe.seed)
