@@ -46,12 +46,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Rows to train on, rows to measure on, tokens and bytes of one row on average."""
+    """Rows to train on, rows to measure on, tokens and bytes of one row on average; `passes` of the model that one answer takes."""
 
     rows: int
     held_out: int
     tokens: float
     bytes: float
+    passes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def minutes(phases: Sequence[PhaseSpec], shape: Shape, load: Load, machine: Mach
         seconds = rates * operations * shape.parameters * tokens / _rate(phase.precision, machine)
         train += phase.minutes * rates if phase.minutes is not None else seconds / 60
         train += 1.0 if phase.compile else 0.0
-    passes = 4
+    passes = 4 * load.passes
     evaluate = passes * 2 * shape.parameters * load.held_out * load.tokens / _rate("auto", machine) / 60
     words = (load.rows + load.held_out) * load.tokens
     return {

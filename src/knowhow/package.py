@@ -14,19 +14,19 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 import knowhow
 from knowhow.errors import SafetyError, UsageError
 from knowhow.files import digest, digest_file, digest_folder, write_atomic, write_json, writing
+from knowhow.manifest import SCHEMA_VERSION, Manifest
 from knowhow.model.guard import check_folder
 from knowhow.report import card
 from knowhow.types import EvalResult, Interval, ModelRef, Specialist, Task
 
-SCHEMA_VERSION = 1
 MANIFEST = "knowhow.json"
 OWN = frozenset({MANIFEST, "README.md", "recipe.yaml"})
 BESIDE = frozenset({"measured.json", "report.html", ".gitattributes"})
@@ -34,92 +34,6 @@ EXTRAS = frozenset({"calibration", "recipe", "input", "audit", "licences", "voca
 LIMIT = 32_000_000
 AGAIN = "build or copy it again"
 CLOCKED = re.compile(r"second|minute|_ms$|latency|joule|watt|date|time")
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """Every part of a manifest: unknown keys are refused, values do not change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TaskPart(Section):
-    kind: Literal["classify", "regress", "generate", "score"]
-    labels: tuple[str, ...] = ()
-    many: bool = False
-    metric: str
-    instruction: str = ""
-
-
-class BasePart(Section):
-    source: str
-    revision: str | None = None
-    dtype: str
-    adapter: str | None = None
-    parent: str | None = None
-    sha256: str = ""
-
-
-class IntervalPart(Section):
-    value: Finite
-    low: Finite
-    high: Finite
-    n: int
-
-
-class ResultPart(Section):
-    value: Finite
-    low: Finite
-    high: Finite
-    n: int
-    task: str
-    metric: str
-    slice: str
-    model: str
-    paired: dict[str, IntervalPart] = {}
-    cost: dict[str, Finite] = {}
-
-
-class CalibrationPart(Section):
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    thresholds: tuple[Finite, ...] | None = None
-    abstention: dict[str, Any] | None = None
-
-
-class InputPart(Section):
-    """How inputs are cut: the most tokens (None: the model's context) and which part goes."""
-
-    context: int | None = None
-    truncate: Literal["tail", "head", "middle"] = "tail"
-
-
-class Manifest(Section):
-    """knowhow.json. `digest` is the sha256 of the canonical JSON of everything else, so a change anywhere shows."""
-
-    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)]
-    knowhow: str
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-    task: TaskPart
-    base: BasePart
-    parent: str | None = None
-    adapter: bool
-    results: tuple[ResultPart, ...] = ()
-    findings: tuple[dict[str, Any], ...] = ()
-    predictions: tuple[dict[str, Any], ...] = ()
-    limits: tuple[str, ...] = ()
-    licence: str
-    licences: dict[str, Any] = {}
-    calibration: CalibrationPart = CalibrationPart()
-    input: InputPart = InputPart()
-    vocabulary: dict[str, Any] | None = None
-    audit: dict[str, Any] | None = None
-    files: dict[str, Digest]
-    digest: Digest
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.task.labels
 
 
 def package(source: Path, out: Path, *, specialist: Specialist, extras: Mapping[str, Any], adapter: bool) -> dict[str, Any]:
@@ -217,7 +131,7 @@ def _copy(source: Path, target: Path) -> None:
 def _fill(folder: Path, specialist: Specialist, extras: Mapping[str, Any], *, adapter: bool) -> dict[str, Any]:
     """Card, recipe, results, and last the manifest with the digests of all files."""
     base = dataclasses.replace(specialist.base, source=card.portable(specialist.base.source))
-    finite = tuple(row for row in specialist.results if all(map(math.isfinite, (row.value, row.low, row.high))))
+    finite = tuple(_measured(row) for row in specialist.results if _finite(row))
     named = dataclasses.replace(specialist, base=base, results=finite)
     results = [_result(row) for row in finite]
     header = card.header(named, extras, adapter=adapter)
@@ -252,6 +166,15 @@ def _fill(folder: Path, specialist: Specialist, extras: Mapping[str, Any], *, ad
     Manifest.model_validate(manifest)
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _finite(row: EvalResult | Interval) -> bool:
+    return all(map(math.isfinite, (row.value, row.low, row.high)))
+
+
+def _measured(row: EvalResult) -> EvalResult:
+    """Without the differences that have no interval: too few rows for one."""
+    return dataclasses.replace(row, paired={name: gap for name, gap in row.paired.items() if _finite(gap)})
 
 
 def _result(row: EvalResult) -> dict[str, Any]:

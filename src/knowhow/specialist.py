@@ -61,7 +61,8 @@ def open_specialist(where: str, runs: Path) -> Opened:
         return _foreign(folder)
     manifest = package.read(folder)
     task = Task(manifest.task.kind, tuple(manifest.task.labels), manifest.task.many, manifest.task.metric, manifest.task.instruction)
-    head: Any = "classifier" if task.classes else "lm" if task.kind == "generate" else "regressor"
+    form = manifest.input.form
+    head: Any = form if form == "channel" else "classifier" if task.classes else "lm" if task.kind == "generate" else "regressor"
     loaded = _adapter(folder, head, task) if (folder / "adapter_config.json").is_file() else _whole(folder, head, task)
     spec = BaseSpec(context=manifest.input.context, truncate=manifest.input.truncate)
     said = manifest.calibration

@@ -13,11 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from knowhow import run
+from knowhow.data.store import Examples
 from knowhow.errors import GateError, Interrupted, UsageError
 from knowhow.files import read_json, read_jsonl
 from knowhow.model import toys
 from knowhow.recipe import FieldsSpec, Recipe
 from knowhow.specialist import ask, open_specialist, predict_file
+from knowhow.stages.common import answers, load_predictions
 
 WORDS = {"warm": ["sun", "fire", "summer", "desert"], "cold": ["ice", "snow", "winter", "frost"]}
 
@@ -98,10 +100,28 @@ def test_baselines_teach_and_every_position_learns(tmp_path, bases, task):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("task", ["classify", "many"])
+def test_a_channel_answers_again_after_packaging(tmp_path, bases, task):
+    result = built(recipe(tmp_path, bases("llama"), task, objective="channel", steps=40), tmp_path)
+    assert read_json(result.specialist / "knowhow.json")["input"]["form"] == "channel"
+    opened = open_specialist(str(result.specialist), tmp_path / "runs")
+    valid = Examples(result.run.path("data", "valid.arrow"))
+    kept = load_predictions(result.run.path("evaluate", "predictions", "valid"))
+    assert np.allclose(answers(opened.loaded, valid, opened.task, opened.spec, name="specialist").logits_NC, kept.logits_NC, atol=1e-3)
+    said = ask(opened, "snow and ice in winter")["answer"]
+    assert said == "cold" or "cold" in said
+    assert AutoModelForCausalLM.from_pretrained(result.specialist).config.architectures == ["LlamaForCausalLM"]
+
+
 @pytest.mark.parametrize(("family", "task", "key"), [("bert", "classify", "replication"), ("llama", "regress", "teacher")])
 def test_what_does_not_fit_is_refused(tmp_path, bases, family, task, key):
     with pytest.raises(UsageError, match=key):
         built(recipe(tmp_path, bases(family), task, **{key: {"replication": 0.5, "teacher": {}}[key]}), tmp_path)
+
+
+def test_an_encoder_is_no_channel(tmp_path, bases):
+    with pytest.raises(UsageError, match="channel with an encoder"):
+        built(recipe(tmp_path, bases("bert"), objective="channel"), tmp_path)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "qwen3"])
@@ -132,8 +152,9 @@ def test_lora_is_merged_on_request_and_leaves_the_base_alone_otherwise(tmp_path,
     assert ask(open_specialist(str(result.specialist), tmp_path / "runs"), "snow and ice")["answer"] in ("warm", "cold")
 
 
-def test_an_interrupted_build_ends_in_the_same_bytes(tmp_path, bases):
-    asked = recipe(tmp_path, bases("llama"), lr=[1e-3, 3e-3])
+@pytest.mark.parametrize(("task", "objective"), [("classify", "classify"), ("many", "channel")])
+def test_an_interrupted_build_ends_in_the_same_bytes(tmp_path, bases, task, objective):
+    asked = recipe(tmp_path, bases("llama"), task, objective=objective, lr=[1e-3, 3e-3])
     whole = built(asked, tmp_path / "a" if (tmp_path / "a").mkdir() is None else tmp_path)
     (tmp_path / "b").mkdir()
 

@@ -12,7 +12,7 @@ ZERO = {"__init__", "types", "protocols", "errors", "files"}
 ONE = ZERO | {"maths", "data", "model", "retrieve"}
 TWO = {"diagnose", "adapt", "observe", "compress", "evaluate", "explain"}
 THREE = ONE | TWO | {"loop", "laws", "plan", "report", "package"}
-FOUR = THREE | {"recipe", "reading", "workspace", "stages", "progress", "estimate", "domains", "serve", "team", "run", "specialist", "pretrain"}
+FOUR = THREE | {"manifest", "recipe", "reading", "workspace", "stages", "progress", "estimate", "domains", "serve", "team", "run", "specialist", "pretrain"}
 
 MAY_IMPORT: dict[str, set[str]] = (
     {"__init__": set(), "errors": set(), "types": set(), "protocols": {"types"}, "files": {"errors"}}
@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = (
     | {"loop": ONE}
     | {name: ONE | {"loop"} for name in sorted(TWO)}
     | {"laws": ZERO | {"maths"}, "plan": ZERO | {"maths", "laws"}, "report": ZERO}
-    | {"package": THREE - {"package"}, "domains": THREE, "serve": THREE, "team": THREE}
+    | {"manifest": set(), "package": THREE - {"package"} | {"manifest"}, "domains": THREE, "serve": THREE, "team": THREE}
     | {
         "stages": FOUR - {"stages", "run", "specialist", "pretrain"},
         "run": FOUR - {"run"},

@@ -45,6 +45,7 @@ def test_more_work_costs_more() -> None:
         (replace(SHAPE, parameters=10**9, trained=10**9), LOAD, [phase]),
         (SHAPE, replace(LOAD, rows=10**6), [phase]),
         (SHAPE, LOAD, [phase, phase]),
+        (SHAPE, replace(LOAD, passes=10), [phase]),
     ):
         large = estimate(phases, shape, load, MACHINE)
         assert large.total_minutes > small.total_minutes

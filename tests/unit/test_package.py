@@ -56,7 +56,7 @@ def result(model: str, slice: str = "all", metric: str = "macro_f1", value: floa
 def specialist(name: str = "triage", labels: tuple[str, ...] = LABELS, base: str = "seedling", licence: str = "Apache-2.0") -> Specialist:
     results = [result("specialist", slice, metric, majority=0.4, lightgbm=0.05) for slice in ("all", "novel") for metric in ("macro_f1", "accuracy")]
     results += [result("majority", value=0.2), result("lightgbm", value=0.55), result("specialist", "class:rat", "f1")]
-    results += [result("specialist", metric="auc", value=float("nan"))]
+    results += [result("specialist", metric="auc", value=float("nan")), result("specialist", "class:trojan", "precision", lightgbm=float("nan"))]
     limits = ("Seen only in one sandbox | and <b>one</b> month.",)
     task = Task("classify", labels, metric="macro_f1")
     return Specialist(name, ModelRef(base, sha256="ab" * 32, parent="cd" * 32), task, tuple(results), (), ({"law": "l", "value": 1.0},), limits, licence, {})

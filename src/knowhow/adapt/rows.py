@@ -22,8 +22,12 @@ def reweighted(weights_N: np.ndarray, kind: Weights) -> np.ndarray:
     return {"rows": weights_N, "sqrt": np.sqrt(weights_N), "distinct": np.ones_like(weights_N)}[kind]
 
 
-def class_rows(examples: Sequence[Example], task: Task, tokens: Sequence[Sequence[int]], *, weights: Weights, onsets: np.ndarray | None = None) -> Rows:
-    """Rows of a classifier or regressor: labels are an index N, a 0/1 matrix NC (many labels) or a number N. Weights have mean 1."""
+def class_rows(
+    examples: Sequence[Example], task: Task, tokens: Sequence[Sequence[int]], *, weights: Weights, onsets: np.ndarray | None = None, together: bool = False
+) -> Rows:
+    """Rows of a classifier or regressor: labels are an index N, a 0/1 matrix NC (many labels) or a number N. Weights have mean 1.
+
+    `together`: rows of a group are read in one step, as far as their lengths are alike."""
     index = {label: place for place, label in enumerate(task.labels)}
     if task.many:
         labels = np.zeros((len(examples), len(index)), np.float32)
@@ -33,7 +37,8 @@ def class_rows(examples: Sequence[Example], task: Task, tokens: Sequence[Sequenc
         labels = np.array([index[example.label] for example in examples], np.int64)
     else:
         labels = np.array([example.label for example in examples], np.float32)
-    return rows(tokens, [example.id for example in examples], labels=labels, onsets=onsets, weights=_weights(examples, weights))
+    named = [example.group or example.id for example in examples] if together else ()
+    return rows(tokens, [example.id for example in examples], labels=labels, onsets=onsets, weights=_weights(examples, weights), groups=named)
 
 
 def label_onsets(

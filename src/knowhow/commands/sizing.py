@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from knowhow.recipe import PhaseSpec, Recipe
 SECONDS = 2.0
 """How long the rows of one file are counted; what is not reached is extrapolated from the file's size."""
 SAMPLE = 200
+LABELS = 8
+"""What an estimate takes for the number of labels where rows would have to be read to know it."""
 CHARS_PER_TOKEN = 3.0
 COMPRESSED = 5.0
 HEADER_LIMIT = 32 << 20
@@ -76,14 +79,25 @@ def rows(recipe: Recipe, base: Path) -> Load:
     """Rows of the recipe and the length of one, from what can be read in a few seconds."""
     data = recipe.data
     if data.generate is not None:
-        made = find_domain(data.generate.domain).generate(data.generate.options, seed=2**30, n=SAMPLE)
-        texts = [str(example.prompt) for example in itertools.islice(made, SAMPLE)]
-        return _load(recipe, base, texts, data.generate.train, data.generate.valid + data.generate.test)
+        made = list(itertools.islice(find_domain(data.generate.domain).generate(data.generate.options, seed=2**30, n=SAMPLE), SAMPLE))
+        load = _load(recipe, base, [str(example.prompt) for example in made], data.generate.train, data.generate.valid + data.generate.test)
+        return replace(load, passes=_passes(recipe, len({label for each in made for label in _labels(each.label)})))
     count, texts = _counted(recipe, str(data.train))
     cut = {part: share for part, share in (("valid", data.split.valid), ("test", data.split.test)) if not {"valid": data.valid, "test": data.test}[part]}
     held = round(count * sum(cut.values())) + sum(_counted(recipe, where)[0] for where in (data.valid, data.test) if where)
     train = round(count * (1 - sum(cut.values())))
-    return _load(recipe, base, texts, min(train, data.limit or train), held)
+    return replace(_load(recipe, base, texts, min(train, data.limit or train), held), passes=_passes(recipe, LABELS))
+
+
+def _labels(label: Any) -> tuple[Any, ...]:
+    return label if isinstance(label, tuple) else (label,)
+
+
+def _passes(recipe: Recipe, labels: int) -> int:
+    """Passes of the model for one answer: a channel asks for each label, of many labels twice. `labels`: how many there are if the recipe names none."""
+    if recipe.adapt[-1].objective != "channel":
+        return 1
+    return (len(recipe.task.labels or ()) or labels) * (2 if recipe.task.many else 1)
 
 
 def base_licence(source: str, folder: Path) -> str | None:

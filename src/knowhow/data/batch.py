@@ -101,7 +101,7 @@ class TokenBudget:
     def plan(self, epoch: int) -> list[list[np.ndarray]]:
         """Every step of an epoch as lists of row indices, one list per microbatch."""
         random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        order = random.permutation(len(self.rows))
+        order = self._shuffled(random)
         lengths = _rounded(self.rows.lengths[order])
         cuts = np.searchsorted(np.cumsum(lengths), np.arange(1, 1 + lengths.sum() // (self.batch_tokens * WINDOW_STEPS)) * self.batch_tokens * WINDOW_STEPS)
         steps: list[list[np.ndarray]] = []
@@ -109,6 +109,14 @@ class TokenBudget:
             if len(window):
                 steps += self._window(window, random)
         return steps
+
+    def _shuffled(self, random: np.random.Generator) -> np.ndarray:
+        """Rows in a random order; those of a group one after another, so that twins of one length meet in a step and their loss differs in little
+        but their labels."""
+        if not self.rows.groups:
+            return random.permutation(len(self.rows))
+        names, group_N = np.unique(np.asarray(self.rows.groups), return_inverse=True)
+        return np.argsort(random.permutation(len(names))[group_N], kind="stable")
 
     def _window(self, window: np.ndarray, random: np.random.Generator) -> list[list[np.ndarray]]:
         micro = by_length(window, self.rows.lengths, self.microbatch_tokens)

@@ -81,7 +81,7 @@ def class_logits(
     loaded: Loaded, tokens: Sequence[Sequence[int]], *, batch_tokens: int = 8192, progress: Progress | None = None, precision: Precision = "float32"
 ) -> np.ndarray:
     """NC float32 logits of a classifier (N1: the number of a regressor). `batch_tokens`: the most tokens of one forward pass, padding included."""
-    if loaded.head == "lm":
+    if loaded.head in ("lm", "channel"):
         raise UsageError("class logits of a language model", allowed="a classifier or regressor", fix="label_logprobs scores labels with a language model")
     _check_lengths(loaded, tokens)
     out = np.zeros((len(tokens), loaded.model.config.num_labels), np.float32)

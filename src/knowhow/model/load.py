@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from knowhow.errors import SafetyError, UsageError
+from knowhow.model import channel
 from knowhow.model.configs import is_encoder
 from knowhow.model.guard import GuardReport, check_folder
 from knowhow.model.loaded import Head, Kind, Loaded
@@ -22,7 +23,7 @@ from knowhow.types import ModelRef
 __all__ = ["DTYPES", "Loaded", "load", "resolve", "save"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HEADS = ("lm", "classifier", "regressor")
+HEADS = ("lm", "classifier", "regressor", "channel")
 INIT_STD = 0.02
 # These number positions from their padding index, so that many rows of the table are never used.
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "mpnet"})
@@ -41,9 +42,12 @@ def load(
     """The model of `source` in eval mode. See `source.resolve` for what `source` may be.
 
     `labels` (classifier): in index order; empty takes those of the folder. A folder's own head is kept when its labels are these (in any order),
-    otherwise a fresh one is drawn from `seed` (normal, standard deviation .02; biases 0). `many`: several labels may hold at once.
+    otherwise a fresh one is drawn from `seed` (normal, standard deviation .02; biases 0). `many`: several labels may hold at once. A `channel` is a
+    language model with tokens for the labels (see model/channel.py).
     Raises UsageError (missing, not supported) or SafetyError (refused)."""
     _check_arguments(head, labels, dtype)
+    if head == "channel":
+        return channel.conditioned(load(source, revision=revision, dtype=dtype, seed=seed), labels, many=many, seed=seed)
     report = check_folder(find(source, revision))
     if report.kind == "adapter":
         fix = "load its base first, then adapters.load_adapter(base, folder)"
@@ -74,8 +78,10 @@ def _check_arguments(head: str, labels: Sequence[str], dtype: str) -> None:
         raise UsageError(f"head {head!r}", allowed=", ".join(HEADS))
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r}", allowed=", ".join(DTYPES))
-    if labels and head != "classifier":
-        raise UsageError(f"labels for a {head} head", allowed="labels for a classifier")
+    if labels and head not in ("classifier", "channel"):
+        raise UsageError(f"labels for a {head} head", allowed="labels for a classifier or a channel")
+    if head == "channel" and not labels:
+        raise UsageError("a channel without labels", fix="give the labels")
     if isinstance(labels, str) or len(set(labels)) != len(labels) or not all(isinstance(label, str) for label in labels):
         raise UsageError(f"labels {str(labels)[:200]}", allowed="distinct texts")
 

@@ -12,7 +12,7 @@ import torch
 from knowhow.types import ModelRef
 
 Kind = Literal["causal", "encoder"]
-Head = Literal["lm", "classifier", "regressor"]
+Head = Literal["lm", "classifier", "regressor", "channel"]
 
 
 @dataclass(frozen=True, slots=True)

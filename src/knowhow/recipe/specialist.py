@@ -150,10 +150,15 @@ class TeacherSpec(Section):
     folds: int = Field(5, ge=2, le=20, description="parts of the rows; each is answered by baselines fitted on the others")
 
 
+_OF_CLASSIFY = ("teacher", "replication", "drop_tokens", "label_smoothing", "class_weights", "head_lr")
+
+
 class PhaseSpec(Section):
     """One phase of the loop. Give `steps` or `epochs`; `minutes` is turned into steps once, from a measured speed, and sealed."""
 
-    objective: Literal["classify", "sft", "lm"] = "classify"
+    objective: Literal["classify", "channel", "sft", "lm"] = Field(
+        "classify", description="channel: labels by the likelihood of the text given each label, in place of a classifying head (causal base)"
+    )
     method: Literal["full", "lora"] = "full"
     lora: LoraSpec = Field(default_factory=LoraSpec)
     lr: Positive | Annotated[list[Positive], Field(min_length=1)] = Field(1e-3, description="learning rate; a list is swept and chosen on validation")
@@ -188,8 +193,11 @@ class PhaseSpec(Section):
         said = [name for name, value in (("steps", self.steps), ("epochs", self.epochs), ("minutes", self.minutes)) if value is not None]
         if len(said) > 1:
             raise ValueError(f"{' and '.join(said)} at once; give one of steps, epochs, minutes")
-        if self.objective != "classify" and (self.teacher is not None or self.replication):
-            raise ValueError(f"`teacher` and `replication` are for objective classify, not for {self.objective}")
+        only = [name for name in _OF_CLASSIFY if getattr(self, name) != type(self).model_fields[name].default]
+        if self.objective != "classify" and only:
+            raise ValueError(f"`{'`, `'.join(only)}` {'is' if len(only) == 1 else 'are'} for objective classify, not for {self.objective}")
+        if self.objective == "channel" and self.method == "lora":
+            raise ValueError("`method: lora` with objective channel, which trains tokens of its own; use method full")
         return self
 
 
@@ -241,10 +249,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _phases_fit_the_task(self) -> Recipe:
-        """Texts are learnt by sft or lm, labels and numbers by classify, which phases of lm may come before."""
-        wanted = "sft" if self.task.kind == "generate" else "classify"
+        """Texts are learnt by sft or lm, numbers by classify, labels by classify or channel; phases of lm may come before."""
+        learns = {"generate": ("sft",), "regress": ("classify",), "score": ("classify",), "classify": ("classify", "channel")}[self.task.kind]
         for number, phase in enumerate(self.adapt):
-            if phase.objective != wanted and (phase.objective != "lm" or (wanted == "classify" and phase is self.adapt[-1])):
+            if phase.objective not in learns and (phase.objective != "lm" or ("classify" in learns and phase is self.adapt[-1])):
                 got = f"`adapt.{number}.objective` is {phase.objective} where the task is to {self.task.kind}"
-                raise ValueError(f"{got}; set it to {wanted}, or change `task.kind`")
+                raise ValueError(f"{got}; set it to {' or '.join(learns)}, or change `task.kind`")
+        if self.adapt[-1].objective == "channel" and self.package.label_tokens:
+            raise ValueError("`package.label_tokens` with objective channel, which is a language model already; leave it out")
         return self

@@ -5,8 +5,9 @@ Shape letters: N rows, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from knowhow.data.chat import prompt_text
 from knowhow.data.store import Examples
 from knowhow.errors import UsageError
 from knowhow.files import read_json, write_json, writing
-from knowhow.model import infer
+from knowhow.model import channel, infer
 from knowhow.model.generate import generate
 from knowhow.model.load import Loaded
 from knowhow.protocols import Progress
@@ -86,10 +87,15 @@ def answers(
     ids = tuple(example.id for example in examples)
     if loaded.head == "lm":
         return _written(loaded, examples, task, spec, name, progress)
-    logits_NC = infer.class_logits(loaded, encode(loaded, examples, task, spec), progress=progress, precision=precision)
+    logits_NC = scorer(loaded)(encode(loaded, examples, task, spec), progress=progress, precision=precision)
     if not task.classes:
         return Predictions(name, ids, values_N=logits_NC[:, 0])
     return Predictions(name, ids, probs_NC=special.expit(logits_NC) if task.many else special.softmax(logits_NC, axis=1), logits_NC=logits_NC)
+
+
+def scorer(loaded: Loaded) -> Callable[..., np.ndarray]:
+    """Rows of tokens → logits NC, by the model's head or by its likelihoods."""
+    return partial(channel.class_logits if loaded.head == "channel" else infer.class_logits, loaded)
 
 
 def _written(loaded: Loaded, examples: Sequence[Example], task: Task, spec: BaseSpec, name: str, progress: Progress | None) -> Predictions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from knowhow.evaluate.suite import Options, evaluate, standard_slices
 from knowhow.files import append_jsonl, read_json, write_json
 from knowhow.model import infer, load
 from knowhow.stages import remember
-from knowhow.stages.common import Build, answers, context, encode, load_predictions, save_predictions
+from knowhow.stages.common import Build, answers, context, encode, load_predictions, save_predictions, scorer
 from knowhow.types import EvalResult, Example, Predictions, Task
 
 SAMPLES = 60
@@ -52,9 +51,10 @@ def specialist(build: Build) -> load.Loaded:
     """The model that the last phase left."""
     task, last = build.task, len(build.recipe.adapt) - 1
     folder = str(build.run.path("adapt", f"phase-{last}", "model"))
-    if build.recipe.adapt[-1].objective != "classify":
-        return load.load(folder, head="lm")
-    return load.load(folder, head="classifier", labels=task.labels, many=task.many) if task.classes else load.load(folder, head="regressor")
+    objective = build.recipe.adapt[-1].objective
+    if not task.classes:
+        return load.load(folder, head="regressor" if objective == "classify" else "lm")
+    return load.load(folder, head="channel" if objective == "channel" else "classifier", labels=task.labels, many=task.many)
 
 
 def results(build: Build, answer: Predictions, test: Sequence[Example]) -> list[EvalResult]:
@@ -167,9 +167,10 @@ def costs(build: Build, loaded: load.Loaded, test: Sequence[Example]) -> dict[st
     if loaded.head == "lm":
         return about
     tokens = encode(loaded, [test[at] for at in range(min(TIMED_ROWS, len(test)))], build.task, build.recipe.base)
-    speed = cost.throughput(partial(infer.class_logits, loaded), [tokens, tokens], [sum(map(len, tokens))] * 2)
+    score = scorer(loaded)
+    speed = cost.throughput(score, [tokens, tokens], [sum(map(len, tokens))] * 2)
     about |= {"tokens_per_second": speed["tokens_per_second"], "threads": torch.get_num_threads()}
-    return about | {"latency_ms": cost.latency(partial(infer.class_logits, loaded), tokens)}
+    return about | {"latency_ms": cost.latency(score, tokens)}
 
 
 def gate(build: Build) -> list[str]:

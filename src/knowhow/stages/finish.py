@@ -23,6 +23,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy", "scikit-lea
 def package(build: Build, folder: Path) -> None:
     """Leaves specialist/: the model, knowhow.json, the card, the recipe and the results; label-tokens/ where the recipe asks for it."""
     phase = build.run.path("adapt", f"phase-{len(build.recipe.adapt) - 1}")
+    objective = build.recipe.adapt[-1].objective
     as_adapter = build.recipe.adapt[-1].method == "lora" and not build.recipe.package.merge
     base = read_json(build.run.path("base", "base.json"))
     ref = ModelRef(base["source"], base["revision"], "float32", None, base.get("parent"), base["sha256"])
@@ -33,7 +34,7 @@ def package(build: Build, folder: Path) -> None:
     extras = {
         "recipe": read_json(build.run.path("recipe.json")),
         "calibration": _calibration(build),
-        "input": {"context": build.recipe.base.context, "truncate": build.recipe.base.truncate},
+        "input": {**build.recipe.base.model_dump(include={"context", "truncate"}), "form": "channel" if objective == "channel" else "head"},
         "audit": _optional(build.run.path("data", "audit.json")),
         "vocabulary": _optional(build.run.path("base", "vocabulary.json")),
         "forgetting": _optional(build.run.path("evaluate", "forgetting.json")),

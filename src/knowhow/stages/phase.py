@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from knowhow.adapt.channel import Channel
 from knowhow.adapt.classify import Classify
 from knowhow.adapt.lm import NextToken, decoder
 from knowhow.adapt.rows import class_rows, class_weights, label_onsets, lm_rows, reweighted, sft_rows
@@ -31,7 +32,7 @@ from knowhow.loop import checkpoint
 from knowhow.loop.average import Average
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train, uses_bf16
-from knowhow.model import adapters, infer, load
+from knowhow.model import adapters, channel, infer, load
 from knowhow.protocols import Objective
 from knowhow.recipe import PhaseSpec
 from knowhow.stages.common import Build, answers, context, encode
@@ -56,7 +57,7 @@ class Phase:
 
     @property
     def language_model(self) -> bool:
-        return self.spec.objective != "classify"
+        return self.spec.objective in ("lm", "sft")
 
     def fresh(self) -> load.Loaded:
         """The model to train, the same at every call."""
@@ -66,7 +67,8 @@ class Phase:
         if self.language_model:
             loaded = load.load(self.parent, head="lm", revision=revision, seed=recipe.seed)
         elif task.classes:
-            loaded = load.load(self.parent, head="classifier", labels=task.labels, many=task.many, revision=revision, seed=recipe.seed)
+            head: Any = "channel" if self.spec.objective == "channel" else "classifier"
+            loaded = load.load(self.parent, head=head, labels=task.labels, many=task.many, revision=revision, seed=recipe.seed)
         else:
             loaded = load.load(self.parent, head="regressor", revision=revision, seed=recipe.seed)
         if self.spec.method == "lora":
@@ -78,8 +80,11 @@ class Phase:
         """The examples of one part as this phase's objective wants them."""
         build, spec, task = self.build, self.spec, self.build.task
         examples = build.rows(part)
-        loaded = load.load(self.parent, revision=build.recipe.base.revision if self.number == 0 else None, seed=build.recipe.seed)
+        loaded = self.fresh() if spec.objective == "channel" else self._parent()
         room = context(loaded, build.recipe.base)
+        if spec.objective == "channel":
+            texts = encode(loaded, examples, task, build.recipe.base)
+            return class_rows(examples, task, [[*row, loaded.tokenizer.eos_token_id] for row in texts], weights=spec.weights, together=True)
         if not self.language_model:
             tokens = encode(loaded, examples, task, build.recipe.base)
             made = class_rows(examples, task, tokens, weights=spec.weights, onsets=self._onsets(loaded, examples, tokens))
@@ -92,6 +97,10 @@ class Phase:
         pieces = partial(infer.pieces, loaded.tokenizer)
         return sft_rows(examples, task, pieces, start=start, end=end, context=room, weights=spec.weights)
 
+    def _parent(self) -> load.Loaded:
+        revision = self.build.recipe.base.revision if self.number == 0 else None
+        return load.load(self.parent, revision=revision, seed=self.build.recipe.seed)
+
     def batches(self, rows: Rows, pad: int) -> TokenBudget:
         spec = self.spec
         micro = min(spec.microbatch_tokens, spec.batch_tokens)
@@ -102,6 +111,9 @@ class Phase:
         spec, task = self.spec, self.build.task
         if self.language_model:
             return NextToken(spec.objective, backbone=torch.compile(decoder(loaded.model), dynamic=True) if spec.compile else None)
+        if spec.objective == "channel":
+            backbone = torch.compile(decoder(loaded.model), dynamic=True) if spec.compile else None
+            return Channel(channel.states(loaded), loaded.tokenizer.eos_token_id, next_token=NextToken(backbone=backbone))
         kind = answer_kind(task)
         weights = class_weights(rows, len(task.labels), spec.class_weights) if kind == "one" else None
         whole = decoder(loaded.model) if spec.replication else loaded.model

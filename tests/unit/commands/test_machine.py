@@ -12,7 +12,7 @@ from knowhow.cli import main
 from knowhow.commands import machine, sizing
 from knowhow.model.load import load
 from knowhow.model.toys import twin
-from knowhow.recipe import PhaseSpec, Recipe
+from knowhow.recipe import PhaseSpec, Recipe, TaskSpec
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +84,11 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert "KNOWHOW_SEDE means nothing" in checks["environment"]["advice"]
     assert main(["doctor"]) == 0
     assert "KNOWHOW_SEDE" in capsys.readouterr().out
+
+
+def test_a_channel_asks_for_each_label(base: Path) -> None:
+    many = {"kind": "classify", "many": True}
+    made = Recipe(name="x", task=many, data={"generate": {"domain": "malware", "train": 8, "valid": 4, "test": 4}}, adapt=[{"objective": "channel"}])
+    assert sizing.rows(made, base).passes == 2 * 5
+    assert sizing.rows(made.model_copy(update={"task": TaskSpec(**many, labels=["a", "b"])}), base).passes == 2 * 2
+    assert sizing.rows(made.model_copy(update={"adapt": [PhaseSpec()]}), base).passes == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from knowhow.data.batch import IGNORE, TokenBudget, by_length, collate, rows
@@ -61,3 +63,16 @@ def test_targets_are_the_next_tokens_that_are_supervised():
     assert batch.targets_BT[0, :4].tolist() == [IGNORE, 7, 8, IGNORE]
     assert batch.targets_BT[1, :3].tolist() == [10, IGNORE, IGNORE]
     assert batch.mask_BT.sum() == 6
+
+
+def test_rows_of_a_group_meet_in_a_step():
+    random = np.random.default_rng(0)
+    lengths = np.repeat(random.integers(5, 60, 400), 2)
+    batches = TokenBudget(rows([[1] * n for n in lengths], [str(i) for i in range(800)], groups=[str(i // 2) for i in range(800)]), 1024, 512, 0, seed=0)
+    steps = [{int(row) for micro in step for row in micro} for step in batches.plan(0)]
+    assert sorted(row for step in steps for row in step) == list(range(800))
+    together = sum(row ^ 1 in step for step in steps for row in step)
+    assert together > 0.8 * 800
+    plain = TokenBudget(replace(batches.rows, groups=()), 1024, 512, 0, seed=0)
+    apart = [{int(row) for micro in step for row in micro} for step in plain.plan(0)]
+    assert sum(row ^ 1 in step for step in apart for row in step) < 0.5 * 800
