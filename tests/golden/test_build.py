@@ -16,7 +16,7 @@ from knowhow import run
 from knowhow.data.store import Examples
 from knowhow.errors import GateError, Interrupted, UsageError
 from knowhow.files import read_json, read_jsonl
-from knowhow.model import toys
+from knowhow.model import channel, toys
 from knowhow.recipe import FieldsSpec, Recipe
 from knowhow.specialist import ask, open_specialist, predict_file
 from knowhow.stages.common import answers, load_predictions
@@ -110,7 +110,24 @@ def test_a_channel_answers_again_after_packaging(tmp_path, bases, task):
     assert np.allclose(answers(opened.loaded, valid, opened.task, opened.spec, name="specialist").logits_NC, kept.logits_NC, atol=1e-3)
     said = ask(opened, "snow and ice in winter")["answer"]
     assert said == "cold" or "cold" in said
+    assert_the_card_tells_how(result.specialist, opened, task)
     assert AutoModelForCausalLM.from_pretrained(result.specialist).config.architectures == ["LlamaForCausalLM"]
+
+
+def assert_the_card_tells_how(folder, opened, task):
+    """What the card shows as code gives the logit that knowhow gives."""
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
+    shown: dict[str, Any] = {}
+    exec(code, shown)
+    text, labels = "snow and ice", opened.task.labels
+    ours = channel.class_logits(opened.loaded, [shown["tokenizer"](text, add_special_tokens=False).input_ids])[0]
+    if task == "classify":
+        theirs = np.array([shown["likelihood"](text, [f"<|given:{label}|>"]).item() for label in labels])
+        theirs -= theirs.max()
+    else:
+        states = [[[f"<|given:{each}={state if each == label else 'unknown'}|>" for each in labels] for state in ("yes", "no")] for label in labels]
+        theirs = np.array([(shown["likelihood"](text, yes) - shown["likelihood"](text, no)).item() for yes, no in states])
+    assert np.allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize(("family", "task", "key"), [("bert", "classify", "replication"), ("llama", "regress", "teacher")])

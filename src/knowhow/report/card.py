@@ -39,6 +39,19 @@ RAIL = {"bigscience-openrail-m", "creativeml-openrail-m", "bigcode-openrail-m"}
 LICENCES = frozenset(CREATIVE_COMMONS | LLAMA | GNU | PERMISSIVE | OTHERS | RAIL)
 HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "auc": "roc_auc", "rouge_l": "rouge", "spearman": "spearmanr", "brier": "brier_score"}
 PIPELINES = {"classify": "text-classification", "regress": "text-classification", "score": "text-classification", "generate": "text-generation"}
+LIKELIHOOD = """
+
+
+def likelihood(text, given):
+    before = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(given)]
+    row = before + tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    logp = model(torch.tensor([row])).logits[0, :-1].log_softmax(-1)
+    return logp.gather(1, torch.tensor(row[1:])[:, None])[{first}:].sum()"""
+ASKED_OF_ONE = 'The answer is the label whose `likelihood(text, ["<|given:LABEL|>"])` is largest. '
+ASKED_OF_MANY = (
+    "`given` holds `<|given:LABEL=STATE|>` for every label in the order of `knowhow.json`; a label's logit is the likelihood with its state `yes` less that "
+    "with `no`, all others `unknown`. "
+)
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
 
 
@@ -73,7 +86,7 @@ def text(specialist: Specialist, extras: Mapping[str, Any], *, adapter: bool) ->
         ("What it forgot and memorised", _forgot(part(extras, "forgetting"), part(extras, "memorisation"))),
         ("Data", _data(recipe, part(extras, "audit"), part(extras, "vocabulary"))),
         ("Licence", _licence(specialist.licence, part(extras, "licences"))),
-        ("How to load it", _load(specialist, adapter=adapter)),
+        ("How to load it", _load(specialist, adapter=adapter, channel=part(extras, "input").get("form") == "channel")),
     ]
     return "\n\n".join((f"## {title}\n\n{body}" if title else body) for title, body in sections if body) + "\n"
 
@@ -86,7 +99,7 @@ def header(specialist: Specialist, extras: Mapping[str, Any], *, adapter: bool) 
         "language": list(items(extras, "language")),
         **_licence_fields(specialist.licence),
         "library_name": "peft" if adapter else "transformers",
-        "pipeline_tag": PIPELINES[kind],
+        "pipeline_tag": PIPELINES["generate" if part(extras, "input").get("form") == "channel" else kind],
         "base_model": clean(specialist.base.source, 200),
         "base_model_relation": "adapter" if adapter else "finetune",
         "tags": ["knowhow", TASKS[kind].replace(" ", "-")],
@@ -228,8 +241,8 @@ def _licence(licence: str, licences: Mapping[str, Any]) -> str:
     return " ".join(line for line in parts if line)
 
 
-def _load(specialist: Specialist, *, adapter: bool) -> str:
-    auto = "AutoModelForCausalLM" if specialist.task.kind == "generate" else "AutoModelForSequenceClassification"
+def _load(specialist: Specialist, *, adapter: bool, channel: bool) -> str:
+    auto = "AutoModelForCausalLM" if specialist.task.kind == "generate" or channel else "AutoModelForSequenceClassification"
     if adapter:
         body = f'from peft import PeftModel\nfrom transformers import {auto}\n\nbase = {auto}.from_pretrained("PATH OF THE BASE")\n'
         body += 'model = PeftModel.from_pretrained(base, "FOLDER")'
@@ -237,7 +250,10 @@ def _load(specialist: Specialist, *, adapter: bool) -> str:
         body = (
             f'from transformers import AutoTokenizer, {auto}\n\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")\nmodel = {auto}.from_pretrained("FOLDER")'
         )
-    told = f"Base: {markdown(specialist.base.source, 200)}" + (
+    if channel:
+        body = "import torch\n" + body + LIKELIHOOD.format(first="len(before) - 1" if specialist.task.many else "0")
+    asked = (ASKED_OF_MANY if specialist.task.many else ASKED_OF_ONE) if channel else ""
+    told = f"{asked}Base: {markdown(specialist.base.source, 200)}" + (
         f", sha256 `{specialist.base.sha256}`" if re.fullmatch(r"[0-9a-f]{64}", specialist.base.sha256) else ""
     )
     return f"```python\n{body}\n```\n\n{told}. Every file's sha256 is in `knowhow.json`; all results are in `evals/results.json`, the recipe in `recipe.yaml`."
