@@ -193,9 +193,9 @@ class PhaseSpec(Section):
         said = [name for name, value in (("steps", self.steps), ("epochs", self.epochs), ("minutes", self.minutes)) if value is not None]
         if len(said) > 1:
             raise ValueError(f"{' and '.join(said)} at once; give one of steps, epochs, minutes")
-        only = [name for name in _OF_CLASSIFY if getattr(self, name) != type(self).model_fields[name].default]
+        only = [name for name, value in self if name in _OF_CLASSIFY and value != type(self).model_fields[name].default]
         if self.objective != "classify" and only:
-            raise ValueError(f"`{'`, `'.join(only)}` {'is' if len(only) == 1 else 'are'} for objective classify, not for {self.objective}")
+            raise ValueError(f"`{'`, `'.join(only)}` {'is' if len(only) == 1 else 'are'} for objective classify, not for {self.objective}; leave it out")
         if self.objective == "channel" and self.method == "lora":
             raise ValueError("`method: lora` with objective channel, which trains tokens of its own; use method full")
         return self
