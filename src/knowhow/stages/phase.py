@@ -259,7 +259,7 @@ def _task_metric(phase: Phase) -> Callable[[load.Loaded], tuple[dict[str, float]
             raise FloatingPointError("its answers on validation are no numbers")
         value = metric(gold.values, given, weights_N)
         row = {f"valid_{task.metric}": value}
-        if task.classes:
+        if task.classes and phase.spec.objective == "classify":  # a channel's training loss is of texts, not of labels: not the same measure
             row["valid_loss"] = named("nll", kind)(gold.values, given, weights_N)
         return row, value if metric.higher_is_better else -value
 
