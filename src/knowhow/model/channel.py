@@ -8,7 +8,6 @@ channel"). It costs one pass per label (one label) or two (many). Shape letters:
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,7 @@ from knowhow.errors import UsageError
 from knowhow.files import digest
 from knowhow.model import infer
 from knowhow.model.loaded import Loaded
-from knowhow.model.quiet import quiet
+from knowhow.model.vocabulary import grow, spelled
 from knowhow.protocols import Progress
 
 NO, YES, UNKNOWN = 0, 1, 2
@@ -52,7 +51,7 @@ def conditioned(loaded: Loaded, labels: Sequence[str], *, many: bool, seed: int 
 def states(loaded: Loaded) -> torch.Tensor:
     """Token ids of the labels: C (one label) or C3 (many: no, yes, unknown)."""
     known = loaded.tokenizer.get_vocab()
-    many = bool(loaded.labels) and _names(loaded.labels[0], True)[0] in known
+    many = _names(loaded.labels[0], True)[0] in known
     ids = torch.tensor([[known[name] for name in _names(label, many)] for label in loaded.labels])
     return ids if many else ids[:, 0]
 
@@ -97,19 +96,15 @@ def _before(labels: int, many: bool) -> int:
 
 def _names(label: str, many: bool) -> list[str]:
     """Printable, and no text that a user's data is likely to hold (control tokens, so data cannot produce them)."""
-    plain = re.sub(r"[^0-9A-Za-z._+-]", "_", label)
-    return [f"<|given:{plain}={state}|>" for state in _STATES] if many else [f"<|given:{plain}|>"]
+    return [f"<|given:{spelled(label)}={state}|>" for state in _STATES] if many else [f"<|given:{spelled(label)}|>"]
 
 
 def _extended(loaded: Loaded, names: Sequence[str], seed: int) -> Loaded:
     tokenizer, model = copy.deepcopy(loaded.tokenizer), copy.deepcopy(loaded.model)
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids(list(names))
+    grow(model, max(ids) + 1)
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
-    if (rows := max(ids) + 1) > first.weight.shape[0]:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            model.resize_token_embeddings(rows, mean_resizing=False)
-        first, last = model.get_input_embeddings(), model.get_output_embeddings()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         spread = float(loaded.model.get_input_embeddings().weight.float().std())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from knowhow.files import digest
 from knowhow.model.load import head_modules
 from knowhow.model.loaded import Loaded
 from knowhow.model.quiet import quiet
+from knowhow.model.vocabulary import grow, spelled
 
 TOLERANCE = 1e-5
 _PREFIX = "<|label:"
@@ -24,7 +24,7 @@ _PREFIX = "<|label:"
 
 def label_token(label: str) -> str:
     """The token of a label: printable, and no text that a user's data is likely to hold (it is a control token, so data cannot produce it)."""
-    return f"{_PREFIX}{re.sub(r'[^0-9A-Za-z._+-]', '_', label)}|>"
+    return f"{_PREFIX}{spelled(label)}|>"
 
 
 def to_label_tokens(loaded: Loaded) -> Loaded:
@@ -69,9 +69,7 @@ def _language_model(loaded: Loaded, ids: Sequence[int]) -> torch.nn.Module:
         backbone = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in classifier.base_model.state_dict().items()}
         unknown = model.load_state_dict(backbone, strict=False)
         assert not unknown.unexpected_keys, "classifier and language model differ in their base"
-        rows = max(max(ids) + 1, model.get_input_embeddings().weight.shape[0])
-        if rows > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(rows, mean_resizing=False)
+        grow(model, max(ids) + 1)
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
     score = getattr(classifier, head_modules(classifier)[-1])
     with torch.no_grad():

@@ -65,7 +65,7 @@ def extend(loaded: Loaded, words: Sequence[str]) -> Loaded:
     _keep_spaces(tokenizer, [word for word, _ in kept])
     model = copy.deepcopy(loaded.model)
     ids = tokenizer.convert_tokens_to_ids([word for word, _ in kept])
-    _grow(model, max(ids) + 1)
+    grow(model, max(ids) + 1)
     for layer in _tables(model):
         _fill(layer, ids, [part for _, part in kept])
     old = loaded.ref.sha256
@@ -114,7 +114,12 @@ def _keep_spaces(tokenizer: Any, words: Sequence[str]) -> None:
         backend.decoder = decoders.Sequence([decoders.Replace(Regex(f"^(?=(?:{one_of})$)"), mark), backend.decoder])
 
 
-def _grow(model: torch.nn.Module, rows: int) -> None:
+def spelled(label: str) -> str:
+    """A label as a part of a control token's name: letters, digits and '.', '_', '+', '-'."""
+    return re.sub(r"[^0-9A-Za-z._+-]", "_", label)
+
+
+def grow(model: torch.nn.Module, rows: int) -> None:
     """More rows when there are too few; spare rows that the model has already are used first."""
     if model.get_input_embeddings().weight.shape[0] < rows:
         with quiet(), torch.random.fork_rng(devices=[]):

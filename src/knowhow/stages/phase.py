@@ -63,7 +63,7 @@ class Phase:
         """The model to train, the same at every call."""
         recipe, task = self.build.recipe, self.build.task
         torch.manual_seed(recipe.seed)
-        revision = recipe.base.revision if self.number == 0 else None
+        revision = self._revision
         if self.language_model:
             loaded = load.load(self.parent, head="lm", revision=revision, seed=recipe.seed)
         elif task.classes:
@@ -80,7 +80,7 @@ class Phase:
         """The examples of one part as this phase's objective wants them."""
         build, spec, task = self.build, self.spec, self.build.task
         examples = build.rows(part)
-        loaded = self.fresh() if spec.objective == "channel" else self._parent()
+        loaded = self.fresh() if spec.objective == "channel" else load.load(self.parent, revision=self._revision, seed=build.recipe.seed)
         room = context(loaded, build.recipe.base)
         if spec.objective == "channel":
             texts = encode(loaded, examples, task, build.recipe.base)
@@ -97,9 +97,9 @@ class Phase:
         pieces = partial(infer.pieces, loaded.tokenizer)
         return sft_rows(examples, task, pieces, start=start, end=end, context=room, weights=spec.weights)
 
-    def _parent(self) -> load.Loaded:
-        revision = self.build.recipe.base.revision if self.number == 0 else None
-        return load.load(self.parent, revision=revision, seed=self.build.recipe.seed)
+    @property
+    def _revision(self) -> str | None:
+        return self.build.recipe.base.revision if self.number == 0 else None
 
     def batches(self, rows: Rows, pad: int) -> TokenBudget:
         spec = self.spec
@@ -109,11 +109,9 @@ class Phase:
 
     def objective(self, rows: Rows, loaded: load.Loaded) -> Objective:
         spec, task = self.spec, self.build.task
-        if self.language_model:
-            return NextToken(spec.objective, backbone=torch.compile(decoder(loaded.model), dynamic=True) if spec.compile else None)
-        if spec.objective == "channel":
-            backbone = torch.compile(decoder(loaded.model), dynamic=True) if spec.compile else None
-            return Channel(channel.states(loaded), loaded.tokenizer.eos_token_id, next_token=NextToken(backbone=backbone))
+        if spec.objective != "classify":
+            next_token = NextToken(spec.objective, backbone=torch.compile(decoder(loaded.model), dynamic=True) if spec.compile else None)
+            return next_token if self.language_model else Channel(channel.states(loaded), loaded.tokenizer.eos_token_id, next_token=next_token)
         kind = answer_kind(task)
         weights = class_weights(rows, len(task.labels), spec.class_weights) if kind == "one" else None
         whole = decoder(loaded.model) if spec.replication else loaded.model
