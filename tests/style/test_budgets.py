@@ -26,6 +26,8 @@ REFLECTS: dict[str, str] = {
 """{file: why it may ask objects for their attributes}: only objects of other libraries, whose shape differs between versions or families."""
 
 OPEN: dict[str, str] = {
+    "model/attend.py": "what a family hands to its attention function is open",
+    "model/replay.py": "what stands in for a block takes whatever its family hands to one",
     "report/charts.py": "a chart's specification is an open record",
     "workspace.py": "the rows of a log and of measured.json are open records",
 }

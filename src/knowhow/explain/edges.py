@@ -58,7 +58,7 @@ def removed(recorded: Recording, basis_DK: torch.Tensor, instead: torch.Tensor |
 
 
 def noised(recorded: Recording, basis_DK: torch.Tensor, *, seed: int = 0) -> Sender:
-    """The subspace's coordinates drawn from a normal distribution of their own root mean square, each anew: what it knew is gone, what is equal everywhere too."""
+    """The subspace's coordinates drawn anew, normal with their own root mean square: unlike zero it does not keep what is equal everywhere."""
 
     def change(layer: int, middle: bool) -> torch.Tensor:
         known_BTK = (recorded.middle[layer] if middle else recorded.stream[layer]) @ basis_DK

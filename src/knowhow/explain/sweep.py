@@ -17,12 +17,14 @@ import torch
 
 from knowhow.errors import UsageError
 from knowhow.model.replay import CHANGEABLE, Recording, record
-from knowhow.model.sites import AXES, Site, find
+from knowhow.model.sites import Site, find
 from knowhow.model.taps import tap
 from knowhow.protocols import Progress
 
 Metric = Callable[[torch.Tensor], torch.Tensor]
 """Logits BV at the answer (a classifier's: BC), rows in the order of the inputs → one number per row."""
+ROWS = 256
+"""The most that run together."""
 STREAM = ("resid_pre", "resid_post")
 
 
@@ -53,15 +55,13 @@ def sweep(
     metric: Metric,
     kind: str = "resid_pre",
     positions: Sequence[int] | None = None,
-    by_head: bool | None = None,
     answer: int = -1,
-    rows: int = 256,
     progress: Progress | None = None,
 ) -> Sweep:
-    """Patch `source` into `base` at `kind` (resid_pre, resid_post, attn.q, attn.k, attn.v, attn.pattern, attn.z, attn.out, resid_mid, mlp.out) of every layer and position.
+    """Patch `source` into `base` at `kind` (resid_pre, resid_post or one of `CHANGEABLE`) of every layer and position.
 
-    `base`, `source`: keyword arguments of the model with input_ids BT of the same shape; `positions`: all unless given; `by_head`: each head alone
-    (sites inside attention: unless told otherwise); `answer`: the position whose logits the metric gets; `rows`: the most that run together.
+    `base`, `source`: keyword arguments of the model with input_ids BT of the same shape; `positions`: all unless given; sites that have
+    heads: each head alone; `answer`: the position whose logits the metric gets.
     Raises UsageError for inputs of different shapes, a kind without a sweep, positions out of range and values that are not finite."""
     chosen = _positions(base, source, positions)
     if kind not in (*STREAM, *CHANGEABLE):
@@ -71,21 +71,18 @@ def sweep(
         given = model(**source).logits
     recorded = record(model, base)
     heads = places[0].axes.index("heads") if "heads" in places[0].axes else None
-    split = heads is not None if by_head is None else by_head
-    if split and heads is None:
-        raise UsageError(f"a sweep of {kind} by head", allowed=", ".join(kind for kind in AXES))
     values = [seen[site.name] for site in places]
-    count = values[0].shape[heads] if split and heads is not None else 1
-    run = _Wave(recorded, places, values, heads if split else None, count, metric, answer)
+    count = values[0].shape[heads] if heads is not None else 1
+    run = _Wave(recorded, places, values, heads, count, metric, answer)
     found = []
     for done, position in enumerate(chosen):
         if progress is not None:
             progress(f"sweep {kind}", done, len(chosen))
-        found.append(run.at(position, rows))
+        found.append(run.at(position))
     result = torch.stack(found, 2)
     at = recorded.logits_all if recorded.logits_all.ndim == 2 else recorded.logits_all[:, answer]
     source_at = given if given.ndim == 2 else given[:, answer]
-    return Sweep(kind, result if split else result[..., 0], metric(at), metric(source_at), chosen)
+    return Sweep(kind, result if heads is not None else result[..., 0], metric(at), metric(source_at), chosen)
 
 
 @dataclass(frozen=True)
@@ -98,11 +95,11 @@ class _Wave:
     metric: Metric
     answer: int
 
-    def at(self, position: int, rows: int) -> torch.Tensor:
+    def at(self, position: int) -> torch.Tensor:
         """Metric BLH with each layer (and head) patched at one position."""
         recorded, B = self.recorded, self.recorded.stream[0].shape[0]
         start = position if recorded.causal else 0
-        depth, together = len(self.places), max(1, rows // (B * self.count))
+        depth, together = len(self.places), max(1, ROWS // (B * self.count))
         found = []
         for first in range(0, depth, together):
             layers = range(first, min(first + together, depth))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -66,9 +66,6 @@ class Call:
     def mixed(self, pattern_BHTS: torch.Tensor) -> torch.Tensor:
         """Values mixed by a pattern that is not the model's own: BTHK."""
         return (pattern_BHTS @ self.values).transpose(1, 2)
-
-    def with_(self, **changed: Any) -> Call:
-        return replace(self, **changed)
 
 
 Handler = Callable[[Call], Output]

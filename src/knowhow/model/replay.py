@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -58,13 +58,16 @@ class Recording:
         return out[0] if isinstance(out, tuple) else out
 
     def logits(self, hidden_RtD: torch.Tensor, *, start: int = 0, position: int | None = None) -> torch.Tensor:
-        """Logits RTV (a classifier's: RC) after the last block gave `hidden`; those at `position` alone (RV) where the model can be asked for them."""
+        """Logits RTV (a classifier's: RC) after the last block gave `hidden`; with `position` those at it alone, RV. Raises UsageError for one out of range."""
+        length = start + hidden_RtD.shape[1]
+        if position is not None and not -length <= position < length:
+            raise UsageError(f"position {position}", allowed=f"{-length} to {length - 1}")
         repeats = hidden_RtD.shape[0] // self.stream[0].shape[0]
         before_RsD = self.stream[-1][:, :start].repeat(repeats, 1, 1)
         inputs = {name: value.repeat(repeats, *[1] * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()}
         kept = position is not None and "logits_to_keep" in inspect.signature(self.parts.root.forward).parameters
         if kept:
-            inputs["logits_to_keep"] = torch.tensor([position % (start + hidden_RtD.shape[1])], device=hidden_RtD.device)
+            inputs["logits_to_keep"] = torch.tensor([position % length], device=hidden_RtD.device)
         with _only(self.parts, torch.cat([before_RsD, hidden_RtD], 1), tupled=self.tupled):
             logits = self.model(**inputs).logits
         return logits if position is None or logits.ndim == 2 else logits[:, 0 if kept else position]
@@ -73,11 +76,11 @@ class Recording:
         def changed(name: str, value: torch.Tensor) -> torch.Tensor:
             return changes[name](value.transpose(1, 2)).transpose(1, 2) if name in changes else value
 
-        call = call.with_(query=changed("attn.q", call.query), key=changed("attn.k", call.key), value=changed("attn.v", call.value))
+        call = replace(call, query=changed("attn.q", call.query), key=changed("attn.k", call.key), value=changed("attn.v", call.value))
         if start:
             earlier = [kept[layer][:, :, :start].repeat(repeats, 1, 1, 1) for kept in (self.keys, self.values)]
             mask = _causal(call.query.shape[2], start, call.query.device) if call.mask is None else call.mask
-            call = call.with_(key=torch.cat([earlier[0], call.key], 2), value=torch.cat([earlier[1], call.value], 2), mask=mask)
+            call = replace(call, key=torch.cat([earlier[0], call.key], 2), value=torch.cat([earlier[1], call.value], 2), mask=mask)
         if "attn.pattern" in changes:
             pattern = changes["attn.pattern"](call.pattern())
             return call.mixed(pattern), pattern
@@ -147,9 +150,11 @@ def _changed(parts: Body, layer: int, hidden_RtD: torch.Tensor, changes: Changes
     """Hooks for the sites of a block that are a module's own output."""
     unknown = [kind for kind in changes if kind not in CHANGEABLE]
     if unknown or ("resid_mid" in changes and parts.anatomy.mid is None):
-        raise UsageError(f"a replay changed at {(unknown or ['resid_mid'])[0]}", allowed=", ".join(CHANGEABLE), fix="families whose MLP runs beside attention have no resid_mid")
+        fix = "a family whose MLP runs beside attention has no resid_mid"
+        raise UsageError(f"a replay changed at {(unknown or ['resid_mid'])[0]}", allowed=", ".join(CHANGEABLE), fix=fix)
     anatomy, block, handles = parts.anatomy, parts.block(layer), []
-    for kind, port in (("attn.out", anatomy.attn_out), ("resid_mid", anatomy.attn_out if anatomy.added_mid else anatomy.mid), ("mlp.out", anatomy.mlp_out)):
+    middle = anatomy.attn_out if anatomy.added_mid else anatomy.mid
+    for kind, port in (("attn.out", anatomy.attn_out), ("resid_mid", middle), ("mlp.out", anatomy.mlp_out)):
         if kind in changes and port is not None:
             completes = kind == "resid_mid" and anatomy.added_mid
             hook = partial(_output, changes[kind], hidden_RtD if completes else None)
@@ -186,4 +191,3 @@ class _Gives(torch.nn.Module):
 
     def forward(self, *_: Any, **__: Any) -> Any:
         return (self.hidden,) if self.tupled else self.hidden
-

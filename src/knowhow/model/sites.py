@@ -65,9 +65,7 @@ class Anatomy:
 
 
 _LLAMA = Anatomy()
-_GEMMA2 = replace(
-    _LLAMA, attn_out=Port("post_attention_layernorm"), mid=Port("pre_feedforward_layernorm", "in"), mlp_out=Port("post_feedforward_layernorm")
-)
+_GEMMA2 = replace(_LLAMA, attn_out=Port("post_attention_layernorm"), mid=Port("pre_feedforward_layernorm", "in"), mlp_out=Port("post_feedforward_layernorm"))
 _BERT = Anatomy(
     layers="encoder.layer", embed="embeddings.word_embeddings", final="", attention="attention.self", head_out="attention.output.dense", norm="",
     attn_out=Port("attention.output.dense"), mid=Port("attention.output"), added_mid=False, mlp_in=Port("intermediate.dense", "in"), gate=None,

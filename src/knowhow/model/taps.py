@@ -32,7 +32,7 @@ _TAPPED: WeakSet[torch.nn.Module] = WeakSet()
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """A part of a site's value: rows of the batch, positions (of this pass; queries of a pattern), heads. None: all of them; negative ones count from the end."""
+    """A part of a site's value: rows of the batch, positions (of this pass; queries of a pattern), heads. None: all; negative ones count from the end."""
 
     rows: Indices = None
     positions: Indices = None
@@ -55,7 +55,7 @@ class Keeper(Protocol):
         """N vectors: one for each row, position and head that was asked for and is no padding."""
 
 
-class tap:  # noqa: N801 (a context manager that reads as a verb)
+class tap:
     """See the module. Raises UsageError on entering (unknown site, model tapped already), while running (part out of range, NaN) and on leaving in
     peace (a site that never fired). Whatever happens, no hook stays."""
 
@@ -64,12 +64,13 @@ class tap:  # noqa: N801 (a context manager that reads as a verb)
         model: torch.nn.Module,
         *patterns: str,
         edits: Sequence[Edit] = (),
-        at: At = At(),  # noqa: B008 (frozen)
+        at: At = At(),
         grad: bool = False,
         keep: Callable[[], Keeper] | None = None,
         check: bool = True,
     ) -> None:
-        """`grad`: values stay in the graph; `keep`: made once per site, gets every vector instead of values being stored; `check`: NaN is an error."""
+        """`grad`: values stay in the graph, and the model goes on from them (from a pattern by its formula, which rounds a little differently);
+        `keep`: made once per site, gets every vector instead of values being stored; `check`: NaN is an error."""
         self.model, self._at, self._grad, self._check = model, at, grad, check
         wanted = find(model, *patterns) if patterns else []
         changed = [(site, edit) for edit in edits for site in find(model, edit.site)]
@@ -115,6 +116,10 @@ class tap:  # noqa: N801 (a context manager that reads as a verb)
         if name not in self._values:
             raise UsageError(f"the site {name}, which this tap does not read", allowed=", ".join(sorted(self._reads)) or "none", fix="name it in tap(…)")
         return self._values[name]
+
+    def all(self) -> dict[str, torch.Tensor]:
+        """The value of the one pass at every site that is read, in the model's order."""
+        return {name: self[name] for name in self._sites if name in self._reads}
 
     def kept(self, name: str) -> Any:
         """The keeper of a site."""
@@ -199,10 +204,11 @@ class tap:  # noqa: N801 (a context manager that reads as a verb)
                 value = call.query if name == "query" else call.key if name == "key" else call.value
                 seen = value.transpose(1, 2)
                 new = visit(kind, seen)
-                call = call if new is seen else call.with_(**{name: new.transpose(1, 2)})
+                call = call if new is seen and not self._grad else replace(call, **{name: new.transpose(1, 2)})
         pattern = call.pattern() if "attn.pattern" in there else None
         changed = pattern if pattern is None else visit("attn.pattern", pattern)
-        z_BTHK, weights = call.run() if pattern is changed or changed is None else (call.mixed(changed), changed)
+        used = changed is not None and (changed is not pattern or self._grad)
+        z_BTHK, weights = (call.mixed(changed), changed) if used else call.run()
         return visit("attn.z", z_BTHK), weights
 
     def _note_mask(self, _: torch.nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
@@ -214,6 +220,9 @@ class tap:  # noqa: N801 (a context manager that reads as a verb)
         self._fired.add(site.name)
         new = self._edited(site, value) if edit else value
         if site.name in self._reads:
+            if self._grad and new is value:
+                # an alias: a tensor that others read too would carry their gradients as well
+                new = value.view_as(value)
             if self._check and bool(torch.isnan(new.detach().sum())) and bool(torch.isnan(new).any()):
                 raise UsageError(f"NaN at {site.name}", allowed="finite numbers", fix="check weights and input; check=False reads on")
             part = pick(site, new, self._at)
