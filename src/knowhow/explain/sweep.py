@@ -8,7 +8,7 @@ Shape letters: B pairs, L layers, P positions, H heads, T tokens, t tokens from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,8 +23,8 @@ from knowhow.protocols import Progress
 
 Metric = Callable[[torch.Tensor], torch.Tensor]
 """Logits BV at the answer (a classifier's: BC), rows in the order of the inputs → one number per row."""
-ROWS = 256
-"""The most that run together."""
+ROWS, ENOUGH, LOGITS = 256, 64, 1 << 22
+"""The most rows that run together, the tokens that a wave should have where it begins, and the most logits that are held at a time."""
 STREAM = ("resid_pre", "resid_post")
 
 
@@ -73,16 +73,22 @@ def sweep(
     heads = places[0].axes.index("heads") if "heads" in places[0].axes else None
     values = [seen[site.name] for site in places]
     count = values[0].shape[heads] if heads is not None else 1
-    run = _Wave(recorded, places, values, heads, count, metric, answer)
-    found = []
-    for done, position in enumerate(chosen):
-        if progress is not None:
-            progress(f"sweep {kind}", done, len(chosen))
-        found.append(run.at(position))
-    result = torch.stack(found, 2)
+    run = _Wave(recorded, places, values, heads, count, metric, answer % recorded.stream[0].shape[1])
     at = recorded.logits_all if recorded.logits_all.ndim == 2 else recorded.logits_all[:, answer]
     source_at = given if given.ndim == 2 else given[:, answer]
-    return Sweep(kind, result if heads is not None else result[..., 0], metric(at), metric(source_at), chosen)
+    B, base_B = len(at), metric(at)
+    found = base_B[:, None, None, None].repeat(1, len(places), len(chosen), count)
+    # in a causal model nothing behind the answer reaches it
+    groups = list(run.groups([p for p in chosen if not recorded.by_position or p <= run.answer]))
+    ends = []
+    for done, group in enumerate(groups):
+        if progress is not None:
+            progress(f"sweep {kind}", done, len(groups))
+        ends.append(run.ends(group))
+    values_R = run.answers(torch.cat(ends)) if ends else base_B[:0]
+    for group, part in zip(groups, values_R.split([len(end) for end in ends]), strict=True):
+        found[:, :, [chosen.index(position) for position in group]] = part.view(len(places), len(group), count, B).permute(3, 0, 1, 2)
+    return Sweep(kind, found if heads is not None else found[..., 0], base_B, metric(source_at), chosen)
 
 
 @dataclass(frozen=True)
@@ -95,50 +101,77 @@ class _Wave:
     metric: Metric
     answer: int
 
-    def at(self, position: int) -> torch.Tensor:
-        """Metric BLH with each layer (and head) patched at one position."""
+    def groups(self, positions: Sequence[int]) -> Iterator[list[int]]:
+        """Positions that run together: enough rows for a matrix product to be worth it, few enough that little is computed in vain."""
+        left, length = sorted(set(positions)), self.recorded.stream[0].shape[1]
+        while left:
+            behind = length - left[0] if self.recorded.causal else length
+            size = min(-(-ENOUGH // (behind * self.recorded.stream[0].shape[0] * self.count)), max(1, behind // 4))
+            yield left[:size]
+            left = left[size:]
+
+    def ends(self, positions: list[int]) -> torch.Tensor:
+        """Rows (layers × positions × heads × B) at the answer: the last stream RD of a model that is by position, else logits RV."""
         recorded, B = self.recorded, self.recorded.stream[0].shape[0]
-        start = position if recorded.causal else 0
-        depth, together = len(self.places), max(1, ROWS // (B * self.count))
+        start = positions[0] if recorded.causal else 0
+        depth, together = len(self.places), max(1, ROWS // (B * self.count * len(positions)))
         found = []
         for first in range(0, depth, together):
-            layers = range(first, min(first + together, depth))
-            wave: torch.Tensor | None = None
+            layers, wave = range(first, min(first + together, depth)), None
             for layer in range(first, depth):
-                joined = self._patched_before(layer, position, start) if layer in layers and self.places[0].kind == "resid_pre" else None
-                wave = _cat(wave, joined)
-                after = recorded.block(layer, wave, start=start) if wave is not None else None
-                if layer in layers and self.places[0].kind != "resid_pre":
-                    after = _cat(after, self._patched_within(layer, position, start))
+                before = layer in layers and self.places[0].kind == "resid_pre"
+                wave = _cat(wave, self._patched(recorded.stream[layer], layer, positions, start)) if before else wave
+                after = None if wave is None else self._last(wave, start) if layer == depth - 1 else recorded.block(layer, wave, start=start)
+                if layer in layers and not before:
+                    within = self._within(layer, positions, start)
+                    after = _cat(after, self._end(within, start) if layer == depth - 1 else within)
                 wave = after
             assert wave is not None
-            logits = recorded.logits(wave, start=start, position=self.answer)
-            found.append(torch.stack([self.metric(part) for part in logits.split(B)]).view(len(layers), self.count, B))
-        return torch.cat(found).permute(2, 0, 1)
+            found.append(wave)
+        return torch.cat(found)
 
-    def _patched_before(self, layer: int, position: int, start: int) -> torch.Tensor:
-        hidden_BtD = self.recorded.stream[layer][:, start:].clone()
-        hidden_BtD[:, position - start] = self.values[layer][:, position]
-        return hidden_BtD
+    def _last(self, wave: torch.Tensor, start: int) -> torch.Tensor:
+        """What the last block makes of a wave, at the answer."""
+        recorded, layer = self.recorded, len(self.places) - 1
+        if recorded.by_position:
+            return recorded.block_at(layer, wave, self.answer, start=start)[:, 0]
+        return self._end(recorded.block(layer, wave, start=start), start)
 
-    def _patched_within(self, layer: int, position: int, start: int) -> torch.Tensor:
-        """Rows (heads × B) of the block's output, patched inside or at its end."""
+    def _end(self, hidden: torch.Tensor, start: int) -> torch.Tensor:
+        if self.recorded.by_position:
+            return hidden[:, self.answer - start]
+        return self.recorded.logits(hidden, start=start, position=self.answer)
+
+    def answers(self, ends: torch.Tensor) -> torch.Tensor:
+        """The metric, one number per row."""
+        B = self.recorded.stream[0].shape[0]
+        if not self.recorded.by_position:
+            return torch.cat([self.metric(part) for part in ends.split(B)])
+        room = max(1, LOGITS // self.recorded.logits_all.shape[-1] // B) * B
+        return torch.cat([self.metric(part) for some in ends.split(room) for part in self.recorded.logits_at(some).split(B)])
+
+    def _patched(self, stream_BTD: torch.Tensor, layer: int, positions: list[int], start: int) -> torch.Tensor:
+        """Rows (positions × B) of a stream, each patched at its own position."""
+        rows = stream_BTD[:, start:].repeat(len(positions), 1, 1)
+        return _swap(self.values[layer], positions, start, 1, None, 1, rows)
+
+    def _within(self, layer: int, positions: list[int], start: int) -> torch.Tensor:
+        """Rows (positions × heads × B) of the block's output, patched inside or at its end."""
         recorded, site = self.recorded, self.places[layer]
         if site.kind == "resid_post":
-            hidden_BtD = recorded.stream[layer + 1][:, start:].clone()
-            hidden_BtD[:, position - start] = self.values[layer][:, position]
-            return hidden_BtD
-        hidden = recorded.stream[layer][:, start:].repeat(self.count, 1, 1)
-        change = partial(_swap, self.values[layer], position, start, site.axes.index("positions"), self.heads, self.count)
+            return self._patched(recorded.stream[layer + 1], layer, positions, start)
+        hidden = recorded.stream[layer][:, start:].repeat(len(positions) * self.count, 1, 1)
+        change = partial(_swap, self.values[layer], positions, start, site.axes.index("positions"), self.heads, self.count)
         return recorded.block(layer, hidden, start=start, changes={site.kind: change})
 
 
-def _swap(source: torch.Tensor, position: int, start: int, axis: int, heads: int | None, count: int, value: torch.Tensor) -> torch.Tensor:
-    """`value` (count × B rows) with one position, in row group h that of head h alone, taken from `source`."""
+def _swap(source: torch.Tensor, positions: list[int], start: int, axis: int, heads: int | None, count: int, value: torch.Tensor) -> torch.Tensor:
+    """`value` (positions × count × B rows) with, in each group of rows, its position (of its head alone) taken from `source`."""
     B = source.shape[0]
     new = value.clone()
-    for head in range(count):
-        into, out_of = new[head * B : (head + 1) * B].select(axis, position - start), source.select(axis, position)
+    for group, rows in enumerate(new.split(B)):
+        at, head = positions[group // count], group % count
+        into, out_of = rows.select(axis, at - start), source.select(axis, at)
         if heads is None:
             into.copy_(out_of)
         else:
@@ -160,4 +193,4 @@ def _positions(base: Mapping[str, Any], source: Mapping[str, Any], positions: Se
     beyond = [position for position in chosen if not -length <= position < length]
     if beyond:
         raise UsageError(f"position {beyond[0]}", allowed=f"{-length} to {length - 1}")
-    return tuple(position % length for position in chosen)
+    return tuple(dict.fromkeys(position % length for position in chosen))

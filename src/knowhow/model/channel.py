@@ -68,21 +68,29 @@ def prefixes(states: torch.Tensor, start: int) -> torch.Tensor:
 
 
 def class_logits(
-    loaded: Loaded, tokens: Sequence[Sequence[int]], *, batch_tokens: int = 8192, progress: Progress | None = None, precision: infer.Precision = "float32"
+    loaded: Loaded,
+    tokens: Sequence[Sequence[int]],
+    *,
+    only: int | None = None,
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+    precision: infer.Precision = "float32",
 ) -> np.ndarray:
-    """NC float32. One label: log P(label, text) less the best one's; many: log P(text | yes) − log P(text | no), the other labels unknown. In nats,
-    so of texts of hundreds of tokens mostly far from 0: fit a temperature and thresholds on validation before reading them as probabilities."""
+    """NC float32 (of many labels `only` one: N1, at two passes). One label: log P(label, text) less the best one's; many: log P(text | yes) −
+    log P(text | no), the other labels unknown. In nats, so of texts of hundreds of tokens mostly far from 0: fit a temperature and thresholds on
+    validation before reading them as probabilities."""
     start = loaded.tokenizer.eos_token_id
     before = prefixes(states(loaded), start)
     plain = replace(loaded, head="lm", context=loaded.context + _before(len(loaded.labels), before.ndim == 3) + 1)
-    asked = before.flatten(0, -2).tolist()
+    wanted = before if only is None or before.ndim == 2 else before[only : only + 1]
+    asked = wanted.flatten(0, -2).tolist()
     rows = [[*prefix, *row, start] for prefix in asked for row in tokens]
     starts = [1 if before.ndim == 2 else len(prefix) for prefix in asked for _ in tokens]
     nll, _ = infer.lm_nll(plain, rows, starts=starts, batch_tokens=batch_tokens, progress=progress and partial(_renamed, progress), precision=precision)
     nll_QN = nll.reshape(len(asked), len(tokens))
     if before.ndim == 2:
         return (nll_QN.min(0) - nll_QN).T.astype(np.float32)
-    nll_C2N = nll_QN.reshape(len(loaded.labels), 2, len(tokens))
+    nll_C2N = nll_QN.reshape(len(wanted), 2, len(tokens))
     return np.clip(nll_C2N[:, NO] - nll_C2N[:, YES], -_LARGE, _LARGE).T.astype(np.float32)
 
 

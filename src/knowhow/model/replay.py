@@ -41,6 +41,7 @@ class Recording:
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
     arguments: tuple[Mapping[str, Any], ...]
+    attending: tuple[Mapping[str, Any], ...]
     logits_all: torch.Tensor
     tupled: bool
 
@@ -51,10 +52,38 @@ class Recording:
     def block(self, layer: int, hidden_RtD: torch.Tensor, *, start: int = 0, changes: Changes | None = None) -> torch.Tensor:
         """Output RtD of block `layer` on rows that differ from the recorded ones from position `start` on, with `changes` inside it."""
         repeats, changes = hidden_RtD.shape[0] // self.stream[0].shape[0], changes or {}
-        given = {name: _suffix(name, value, start, repeats) for name, value in self.arguments[layer].items()}
+        given = {name: _part(name, value, slice(start, None), repeats) for name, value in self.arguments[layer].items()}
         handler = partial(self._attend, layer, start, repeats, changes)
         with intercepted(self.parts.root, {self.parts.attention(layer): handler}), _changed(self.parts, layer, hidden_RtD, changes):
             out = self.parts.block(layer)(hidden_RtD, **given)
+        return out[0] if isinstance(out, tuple) else out
+
+    @property
+    def by_position(self) -> bool:
+        """A language model that reads forward: its logits at a position need no other position of the last stream."""
+        return self.causal and "logits_to_keep" in inspect.signature(self.parts.root.forward).parameters
+
+    def block_at(self, layer: int, hidden_RtD: torch.Tensor, position: int, *, start: int = 0) -> torch.Tensor:
+        """Output R1D of a causal block at one position: keys and values of all rows' positions, everything else of that one alone."""
+        repeats, kept = hidden_RtD.shape[0] // self.stream[0].shape[0], list[torch.Tensor]()
+        attention, anatomy = self.parts.attention(layer), self.parts.anatomy
+
+        def keep(call: Call) -> Output:
+            kept.extend((call.key, call.value))
+            return torch.zeros_like(call.query.transpose(1, 2)), None
+
+        def use(call: Call) -> Output:
+            earlier = [values[layer][:, :, :start].repeat(repeats, 1, 1, 1) for values in (self.keys, self.values)]
+            key, value = (torch.cat([before, now], 2)[:, :, : position + 1] for before, now in zip(earlier, kept, strict=True))
+            return replace(call, key=key, value=value, mask=None if call.mask is None else call.mask[..., : position + 1]).run()
+
+        read = self.parts.block(layer).get_submodule(anatomy.norm)(hidden_RtD) if anatomy.norm else hidden_RtD
+        with intercepted(self.parts.root, {attention: keep}):
+            attention(read, **{name: _part(name, value, slice(start, None), repeats) for name, value in self.attending[layer].items()})
+        only = slice(position, position + 1)
+        given = {name: _part(name, value, only, repeats) for name, value in self.arguments[layer].items()}
+        with intercepted(self.parts.root, {attention: use}):
+            out = self.parts.block(layer)(hidden_RtD[:, position - start : position - start + 1], **given)
         return out[0] if isinstance(out, tuple) else out
 
     def logits(self, hidden_RtD: torch.Tensor, *, start: int = 0, position: int | None = None) -> torch.Tensor:
@@ -62,15 +91,21 @@ class Recording:
         length = start + hidden_RtD.shape[1]
         if position is not None and not -length <= position < length:
             raise UsageError(f"position {position}", allowed=f"{-length} to {length - 1}")
+        if position is not None and position % length >= start and self.by_position:
+            return self.logits_at(hidden_RtD[:, position % length - start])
         repeats = hidden_RtD.shape[0] // self.stream[0].shape[0]
         before_RsD = self.stream[-1][:, :start].repeat(repeats, 1, 1)
         inputs = {name: value.repeat(repeats, *[1] * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()}
-        kept = position is not None and "logits_to_keep" in inspect.signature(self.parts.root.forward).parameters
-        if kept:
-            inputs["logits_to_keep"] = torch.tensor([position % length], device=hidden_RtD.device)
         with _only(self.parts, torch.cat([before_RsD, hidden_RtD], 1), tupled=self.tupled):
             logits = self.model(**inputs).logits
-        return logits if position is None or logits.ndim == 2 else logits[:, 0 if kept else position]
+        return logits if position is None or logits.ndim == 2 else logits[:, position]
+
+    def logits_at(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+        """Logits RV of last streams at one position each, for a model that is `by_position`."""
+        assert self.by_position
+        tokens_R1 = self.inputs["input_ids"][:1, :1].expand(len(hidden_RD), 1)
+        with _only(self.parts, hidden_RD[:, None], tupled=self.tupled):
+            return self.model(input_ids=tokens_R1, use_cache=False).logits[:, 0]
 
     def _attend(self, layer: int, start: int, repeats: int, changes: Changes, call: Call) -> Output:
         def changed(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -95,10 +130,12 @@ def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Recording:
     if model.training:
         raise UsageError("a model in training", allowed="a model in eval mode", fix="call model.eval() first")
     parts = body(model)
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    caught, inside = list[tuple[tuple[Any, ...], dict[str, Any]]](), list[tuple[tuple[Any, ...], dict[str, Any]]]()
     tupled: list[bool] = []
     blocks = [parts.block(layer) for layer in range(parts.depth)]
+    attentions = [parts.attention(layer) for layer in range(parts.depth)]
     handles = [block.register_forward_pre_hook(lambda _, args, kwargs: caught.append((args, kwargs)), with_kwargs=True) for block in blocks]
+    handles += [module.register_forward_pre_hook(lambda _, args, kwargs: inside.append((args, kwargs)), with_kwargs=True) for module in attentions]
     handles.append(blocks[-1].register_forward_hook(lambda _, __, output: tupled.append(isinstance(output, tuple))))
     given = dict(inputs)
     if "use_cache" in inspect.signature(parts.root.forward).parameters or parts.attention(0).is_causal:
@@ -115,7 +152,8 @@ def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Recording:
     middle = tuple(seen[f"{name}.{between}"] for name in names)
     keys, values = (tuple(seen[f"{name}.attn.{which}"].transpose(1, 2) for name in names) for which in ("k", "v"))
     arguments = tuple(_named(block, *call) for block, call in zip(blocks, caught, strict=True))
-    return Recording(parts, model, given, stream, middle, keys, values, arguments, logits.detach(), tupled[0])
+    attending = tuple(_named(module, *call) for module, call in zip(attentions, inside, strict=True))
+    return Recording(parts, model, given, stream, middle, keys, values, arguments, attending, logits.detach(), tupled[0])
 
 
 def _named(block: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,15 +163,15 @@ def _named(block: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return {name: value for name, value in given.items() if name != names[0] and name not in _CACHES}
 
 
-def _suffix(name: str, value: Any, start: int, repeats: int) -> Any:
-    """What an argument of a block is for positions from `start` on of `repeats` copies of the rows."""
+def _part(name: str, value: Any, where: slice, repeats: int) -> Any:
+    """What an argument of a block is for some positions of `repeats` copies of the rows."""
     if isinstance(value, tuple):
-        return tuple(_suffix(name, part, start, repeats) for part in value)
+        return tuple(_part(name, part, where, repeats) for part in value)
     if not isinstance(value, torch.Tensor):
         return value
     if name == "attention_mask" and value.ndim == 4:
-        return _copies(value[:, :, start:], repeats)
-    return _copies(value[:, start:], repeats) if value.ndim > 1 else value[start:]
+        return _copies(value[:, :, where], repeats)
+    return _copies(value[:, where], repeats) if value.ndim > 1 else value[where]
 
 
 def _copies(value: torch.Tensor, repeats: int) -> torch.Tensor:
