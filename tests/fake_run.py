@@ -39,6 +39,7 @@ def write_run(folder: Path, *, seed: int = 0, hostile: bool = False, beats: bool
     )
     save(folder / "evaluate/memorisation.json", memorisation())
     save_lines(folder / "evaluate/samples.jsonl", samples(labels, rng, hostile))
+    explained(folder, samples(labels, rng, hostile), hostile)
     save(folder / "measured.json", measured(seed))
     save(folder / "package/specialist/knowhow.json", package(hostile))
     return folder
@@ -229,6 +230,32 @@ def measured(seed: int) -> dict[str, object]:
     versions = {"python": "3.11.2", "torch": "2.9.1", "transformers": "5.23.0"}
     speed = {"parameters": 6_557_000, "bytes": 13_420_000, "tokens_per_second": 4_830.0, "latency_ms": {"p50": 6.2, "p95": 14.8}}
     return {"stages": stages, "total_seconds": sum(stages.values()), **speed, "versions": versions, "machine": {"cpu": "x86_64", "cores": 2, "memory_gb": 7.8}}
+
+
+def explained(folder: Path, rows: list[dict[str, object]], hostile: bool) -> None:
+    """Findings, methods and evidence; the fourth answer's lines do not hold."""
+    interval = {"value": 0.7, "low": 0.5, "high": 0.85, "n": 20}
+    claim = HOSTILE if hostile else "Without the marked lines the answer is no longer given"
+    save(folder / "explain/findings.json", [
+        {"claim": claim, "method": "occlusion", "effect": 0.9, "interval": interval, "control": 0.2, "verdict": "supported", "evidence": []},
+        {
+            "claim": "The marked lines alone give the answer", "method": RTL if hostile else "occlusion", "effect": 0.4,
+            "interval": {"value": 0.1, "low": -0.2, "high": 0.3, "n": 20}, "control": 0.3, "verdict": "undecided",
+        },
+    ])  # fmt: skip
+    flips = {"necessity_flips": 0.9, "random_necessity_flips": 0.2, "sufficiency_flips": 0.6, "random_sufficiency_flips": 0.7}
+    save(
+        folder / "explain/methods.json",
+        [{"method": name, "share": 0.3, "n": 20, **flips, "iou": 0.6, "precision": 0.8, "recall": 0.7} for name in ("occlusion", "random")],
+    )
+    made = [
+        {
+            "id": row["id"], "text": row["text"], "label": row["gold"], "method": "occlusion", "verdict": "supported" if at % 4 else "not supported",
+            "evidence": row["evidence"], "necessity_flips": bool(at % 4), "sufficiency_flips": bool(at % 2), "random_necessity_flips": 0.1,
+        }
+        for at, row in enumerate(rows[:10])
+    ]  # fmt: skip
+    save_lines(folder / "explain/evidence.jsonl", made)
 
 
 def package(hostile: bool) -> dict[str, object]:

@@ -134,6 +134,24 @@ def ask(
 
 
 @app.command()
+def explain(
+    model: Model,
+    text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="A text to explain; `-` reads it from stdin.")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="DATA", help="Rows to explain (the formats of `build`).")] = None,
+    example: Annotated[str | None, typer.Option("--example", metavar="ID", help="Of DATA, this row alone; left out: the first 20.")] = None,
+    sets: DataSets = None,
+    runs: Runs = RUNS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show which lines answers rest on, tested without them."""
+    from knowhow.commands import explain as command
+    from knowhow.commands.output import Output
+
+    command.explain(model, command.Wanted(text, data, example, tuple(sets or ())), runs, Output(json, quiet))
+
+
+@app.command()
 def diff(
     first: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")],
     second: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],

@@ -12,7 +12,7 @@ from knowhow.errors import GateError
 from knowhow.files import digest, digest_file, digest_folder, read_json, write_json
 from knowhow.protocols import Progress
 from knowhow.recipe import Recipe
-from knowhow.stages import adapt, base, baseline, data, evaluate, finish
+from knowhow.stages import adapt, base, baseline, data, evaluate, explain, finish
 from knowhow.stages.common import Build
 from knowhow.workspace import Run, nothing_from_nothing, open_run
 
@@ -22,6 +22,7 @@ STAGES: tuple[tuple[str, Callable[[Build, Path], None]], ...] = (
     ("baseline", baseline.work),
     ("adapt", adapt.work),
     ("evaluate", evaluate.work),
+    ("explain", explain.work),
     ("package", finish.package),
     ("report", finish.report),
 )
@@ -31,6 +32,7 @@ SAYS = {
     "baseline": ("evaluate", "seed"),
     "adapt": ("adapt", "base", "seed"),
     "evaluate": ("evaluate", "seed"),
+    "explain": ("explain", "seed"),
     "package": ("name", "description", "package"),
     "report": (),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from knowhow.files import append_jsonl, digest_file, read_json, read_jsonl, writ
 from knowhow.model import adapters, load
 from knowhow.protocols import Progress
 from knowhow.recipe import BaseSpec, FieldsSpec
+from knowhow.stages import explain as evidence
 from knowhow.stages.common import answers
 from knowhow.types import EvalResult, Example, Predictions, Task
 from knowhow.workspace import find_run
@@ -94,6 +95,18 @@ def ask(opened: Opened, text: str, pair: str | None = None) -> dict[str, Any]:
         raise UsageError("an empty text", allowed="a text with at least one word")
     example = Example("0", text, pair=pair)
     return describe(opened, opened.answer([example]))[0]
+
+
+def explain(opened: Opened, examples: Iterable[Example], progress: Progress) -> Iterator[dict[str, Any]]:
+    """The lines that each answer rests on, one row per text and label given, tested by taking them away. Raises UsageError for a task without labels."""
+    if not opened.task.classes or opened.task.kind == "score":
+        raise UsageError(f"evidence for a task of kind {opened.task.kind}", allowed="classify")
+    asked = evidence.asked_of(opened.loaded, opened.task, opened.spec, opened.fitted)
+    for done, example in enumerate(examples):
+        progress("explain", done, 0)
+        if not isinstance(example.prompt, str) or not example.prompt.strip():
+            raise UsageError(f"the row {example.id} holds no plain text", allowed="a text with at least two words")
+        yield from evidence.explained(asked, example.prompt, opened.task.labels, identity=example.id)
 
 
 def describe(opened: Opened, given: Predictions) -> list[dict[str, Any]]:

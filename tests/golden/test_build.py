@@ -18,8 +18,9 @@ from knowhow.errors import GateError, Interrupted, UsageError
 from knowhow.files import read_json, read_jsonl
 from knowhow.model import channel, toys
 from knowhow.recipe import FieldsSpec, Recipe
-from knowhow.specialist import ask, open_specialist, predict_file
+from knowhow.specialist import ask, explain, open_specialist, predict_file
 from knowhow.stages.common import answers, load_predictions
+from knowhow.types import Example
 
 WORDS = {"warm": ["sun", "fire", "summer", "desert"], "cold": ["ice", "snow", "winter", "frost"]}
 
@@ -257,3 +258,37 @@ def test_the_label_token_form_answers_like_the_classifier(tmp_path, bases):
         labels = tokenizer.convert_tokens_to_ids(["<|label:cold|>", "<|label:warm|>"])
         logits = model(**batch).logits[0, -1, labels]
         assert torch.allclose(logits, classifier(**batch).logits[0], atol=1e-5)
+
+
+def test_answers_come_with_evidence_that_was_tested(tmp_path: Path, bases: Callable[[str], str]) -> None:
+    words = {"warm": "fire", "cold": "snow"}
+    lines = ["a door", "a walk", "a clock", "a bird", "a stone"]
+    random = np.random.default_rng(1)
+    made = []
+    for at in range(200):
+        label = "warm" if at % 2 else "cold"
+        text = [*random.permutation(lines)[:3], f"and {words[label]}"]
+        made.append({"text": "\n".join(random.permutation(text)) + f"\n{at}", "label": label})
+    (tmp_path / "lines.jsonl").write_text("\n".join(json.dumps(row) for row in made))
+    asked = recipe(tmp_path, bases("llama"), steps=150).model_copy(update={"name": "lines"})
+    asked = Recipe.model_validate({**asked.model_dump(), "data": {"train": str(tmp_path / "lines.jsonl"), "canaries": 0}, "explain": {"examples": 8}})
+    done = run.build(asked, runs=tmp_path / "runs", resume=False, start_from=None, progress=silent, root=tmp_path)
+    folder = done.run.path("explain")
+    rows = list(read_jsonl(folder / "evidence.jsonl"))
+    assert len(rows) == 8
+    held = [row for row in rows if row["verdict"] == "supported"]
+    # one of two labels may be what the model says when nothing speaks against it: then no line carries it, and the verdict says so
+    assert held
+    hits = [any(word in row["text"][span["start"] : span["end"]] for span in row["evidence"] for word in words.values()) for row in held]
+    assert np.mean(hits) >= 0.75
+    findings = {row["claim"]: row for row in read_json(folder / "findings.json")}
+    lost = next(row for claim, row in findings.items() if claim.startswith("Without the marked lines"))
+    assert lost["effect"] > lost["control"]
+    assert {row["method"] for row in read_json(folder / "methods.json")} == {"occlusion", "gradient x input", "integrated gradients", "random"}
+    assert "What answers rest on" in done.report.read_text()
+    opened = open_specialist(str(done.specialist), tmp_path / "runs")
+    told = list(explain(opened, [Example("7", "a door\nand fire\na bird")], silent))
+    assert [row["label"] for row in told] == ["warm"]
+    assert told[0]["evidence"]
+    with pytest.raises(UsageError, match="two words"):
+        list(explain(opened, [Example("8", "fire")], silent))

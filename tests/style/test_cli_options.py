@@ -14,6 +14,7 @@ FROZEN = {
     "diff": "RUN RUN --runs --json --quiet",
     "doctor": "--json --quiet",
     "eval": "MODEL DATA --set --runs --json --quiet",
+    "explain": "MODEL --text --data --example --set --runs --json --quiet",
     "init": "--data --base --task --set --out --yes --json --quiet",
     "inspect": "DATA --set --json --quiet",
     "predict": "MODEL FILE --out --set --runs --json --quiet",

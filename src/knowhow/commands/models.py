@@ -38,7 +38,7 @@ def evaluate(model: str, data: str, sets: Sequence[str], runs: Path, output: Out
 
     columns = data_spec(data, sets).fields
     open_source(data)
-    opened = _open(model, runs, output)
+    opened = opened_model(model, runs, output)
     with output.progress() as progress:
         results = specialist.evaluate_file(opened, data, columns=columns, draws=DRAWS, progress=progress)
     rows = [(row.metric, row.slice, row.value, f"{row.low:.3f} to {row.high:.3f}", row.n) for row in results]
@@ -53,7 +53,7 @@ def predict(model: str, file: str, out: Path | None, how: Reading, output: Outpu
 
     columns = data_spec(file, how.sets).fields
     open_source(file)
-    opened = _open(model, how.runs, output)
+    opened = opened_model(model, how.runs, output)
     out = out or Path(f"{Path(file).name.partition('.')[0] or 'rows'}.predictions.jsonl")
     with output.progress() as progress:
         count = specialist.predict_file(opened, file, out, columns=columns, progress=progress)
@@ -65,8 +65,8 @@ def ask(model: str, text: str, pair: str | None, runs: Path, output: Output) -> 
     from knowhow import specialist
 
     if text == "-":
-        text = _stdin()
-    opened = _open(model, runs, output)
+        text = read_stdin()
+    opened = opened_model(model, runs, output)
     if (opened.task.kind == "score") != (pair is not None):
         needed = "this specialist judges pairs" if pair is None else "this specialist takes one text"
         raise UsageError(
@@ -76,7 +76,7 @@ def ask(model: str, text: str, pair: str | None, runs: Path, output: Output) -> 
     output.result({"model": opened.name, **answer}, _told(answer))
 
 
-def _open(model: str, runs: Path, output: Output) -> Opened:
+def opened_model(model: str, runs: Path, output: Output) -> Opened:
     from knowhow import specialist
 
     where = model if Path(model).is_dir() else str(resolve(model, runs).folder)
@@ -96,7 +96,7 @@ def _told(answer: Mapping[str, Any]) -> str:
     return f"{shown}  ({answer['confidence']:.1%} sure{doubt})\n{listed}"
 
 
-def _stdin() -> str:
+def read_stdin() -> str:
     data = sys.stdin.buffer.read(LIMIT + 1)
     if len(data) > LIMIT:
         raise UsageError(f"more than {LIMIT:,} bytes on stdin", allowed="one text", fix="put many texts in a file: knowhow predict MODEL FILE")

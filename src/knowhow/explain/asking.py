@@ -17,16 +17,25 @@ from knowhow.explain.evidence import Method, Scorer, Units
 from knowhow.model import channel, infer
 from knowhow.model.loaded import Loaded
 
+STEPS = 8
+"""Points of the integral for evidence: ranking lines needs no more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`cuts` C: the logit above which a label holds (many labels); `context`, `truncate`: as the specialist was packaged with."""
+    """`cuts` C: the logit above which a label holds (many labels); `context`, `truncate`: as the specialist was
+    packaged with; `instruction`: what stands before every text."""
 
     loaded: Loaded
     context: int
     truncate: infer.Cut
     many: bool
     cuts: tuple[float, ...]
+    instruction: str = ""
+
+    @property
+    def before(self) -> str:
+        return f"{self.instruction}\n\n" if self.instruction else ""
 
     def scorer(self) -> Scorer:
         """Many labels: logit less its cut; one label: logit less the best other (a margin, so that a rival's fall counts too)."""
@@ -41,7 +50,7 @@ class Asked:
 
     def logits(self, texts: Sequence[str], label: int | None = None) -> np.ndarray:
         """NC; with `label` only its column need be right."""
-        rows = infer.encode(self.loaded.tokenizer, texts, context=self.context, truncate=self.truncate)
+        rows = infer.encode(self.loaded.tokenizer, [self.before + text for text in texts], context=self.context, truncate=self.truncate)
         if self.loaded.head != "channel":
             return infer.class_logits(self.loaded, rows)
         found = channel.class_logits(self.loaded, rows, only=label if self.many else None)
@@ -68,7 +77,7 @@ def by_gradient(asked: Asked, *, integrated: bool) -> Method:
         inputs = {"input_ids": torch.tensor([tokens]), "attention_mask": torch.ones(1, len(tokens), dtype=torch.long)}
         metric: Callable[[torch.Tensor], torch.Tensor] = lambda logits_BC: logits_BC[:, label]  # noqa: E731
         if integrated:
-            given_T = integrated_gradients(model, inputs, metric).scores[0]
+            given_T = integrated_gradients(model, inputs, metric, steps=STEPS, most=STEPS).scores[0]
         else:
             given_T = gradient_x_input(model, inputs, metric)[0]
         return np.array([sum(float(s) for s, at in zip(given_T, offsets) if at and at[0] < end and start < at[1]) for start, end in parts.ranges])
@@ -79,12 +88,17 @@ def by_gradient(asked: Asked, *, integrated: bool) -> Method:
 def located(asked: Asked, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
     """Tokens of a text as the model reads them, and the characters of each (None for the family's frame)."""
     tokenizer = asked.loaded.tokenizer
-    row = infer.encode(tokenizer, [text], context=asked.context, truncate=asked.truncate)[0]
+    whole, shift = asked.before + text, len(asked.before)
+    row = infer.encode(tokenizer, [whole], context=asked.context, truncate=asked.truncate)[0]
     before, after = infer.frame(tokenizer)
-    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    encoding = tokenizer.backend_tokenizer.encode(whole, add_special_tokens=False)
     room = asked.context - len(before) - len(after)
     where = infer.cut(list(range(len(encoding.ids))), room, asked.truncate)
-    offsets: list[tuple[int, int] | None] = [*[None] * len(before), *(encoding.offsets[at] for at in where), *[None] * len(after)]
+    offsets: list[tuple[int, int] | None] = [
+        *[None] * len(before),
+        *((encoding.offsets[at][0] - shift, encoding.offsets[at][1] - shift) for at in where),
+        *[None] * len(after),
+    ]
     if len(offsets) != len(row):
         raise UsageError("a text that spells control tokens", allowed="plain text", fix="take occlusion, which needs no tokens")
     return row, offsets

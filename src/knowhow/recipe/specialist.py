@@ -214,6 +214,10 @@ class EvaluateSpec(Section):
     few_shot: int = Field(0, ge=0, le=16, description="examples shown to the base model in its baseline")
 
 
+class ExplainSpec(Section):
+    examples: int = Field(20, ge=0, le=1000, description="answers whose evidence is sought and checked by taking it away; 0: none")
+
+
 class BudgetSpec(Section):
     """Limits; the estimate is held against them before anything starts."""
 
@@ -243,6 +247,7 @@ class Recipe(Section):
     data: DataSpec
     adapt: list[PhaseSpec] = Field(default_factory=lambda: [PhaseSpec()], min_length=1, description="phases, run in order")
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
+    explain: ExplainSpec = Field(default_factory=ExplainSpec)
     package: PackageSpec = Field(default_factory=PackageSpec)
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     seed: int = Field(0, ge=0, lt=2**31)

@@ -21,7 +21,7 @@ import markupsafe
 import vl_convert
 
 from knowhow.files import write_atomic
-from knowhow.report import asked, audit, examples, provenance, read, results, training, trust
+from knowhow.report import asked, audit, examples, explanation, provenance, read, results, training, trust
 from knowhow.report.diff import diff
 from knowhow.report.numbers import decimal, duration, metric_name, number, part, percent, signed, size, span
 from knowhow.report.parts import Section, Tile
@@ -42,7 +42,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...], Maker], ...] = (
     ("forgetting", "What it forgot", ("forgetting",), trust.forgetting),
     ("memorisation", "What it memorised", ("memorisation",), trust.memorisation),
     ("cost", "What it cost", ("measured",), training.cost),
-    ("explanation", "Where the skill lives", ("findings",), provenance.explanation),
+    ("explanation", "What answers rest on", ("findings",), explanation.explanation),
     ("predictions", "Predicted and measured", ("predictions",), provenance.predictions),
     ("examples", "Worked examples", ("samples",), examples.examples),
     ("specialist", "The specialist", ("package",), provenance.specialist),

@@ -60,7 +60,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A worked example: what it is, what was said, and how surely."""
+    """A worked example: what it is, what was said, how surely, and in `note` what was found by asking again."""
 
     id: str
     gold: str
@@ -69,6 +69,7 @@ class Sample:
     sure: str
     right: bool
     pieces: tuple[Piece, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,24 +11,6 @@ from knowhow.report.read import Run
 from knowhow.report.text import clean
 
 
-def explanation(run: Run) -> Section:
-    """Claims about where the skill lives, each with its control and verdict."""
-    rows = [row for row in run.files["findings"] if isinstance(row, Mapping)]
-    cells = tuple(
-        (
-            clean(row.get("claim", ""), 300),
-            clean(row.get("method", ""), 60),
-            decimal(number(row, "effect")),
-            span(number(row, "interval", "low"), number(row, "interval", "high")),
-            decimal(number(row, "control")),
-            clean(row.get("verdict", ""), 20),
-        )
-        for row in rows[:100]
-    )
-    columns = ("claim", "method", "effect", "95% interval", "control", "verdict")
-    return Section(tables=(Table("Findings", columns, cells, frozenset({2, 3, 4})),)) if cells else Section(missing="explain/findings.json is empty")
-
-
 def predictions(run: Run) -> Section:
     """What was predicted before anything changed, beside what was measured."""
     rows = [row for row in run.files["predictions"] if isinstance(row, Mapping)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,12 @@ FILES = {
     "measured": "measured.json",
     "package": "package/specialist/knowhow.json",
     "findings": "explain/findings.json",
+    "methods": "explain/methods.json",
     "predictions": "verify/predictions.json",
 }
-LISTS = frozenset({"results", "findings", "predictions"})
+LISTS = frozenset({"results", "findings", "methods", "predictions"})
 LIMIT = 64_000_000
-SAMPLES_WRONG, SAMPLES_RIGHT = 6, 4
+SAMPLES_WRONG, SAMPLES_RIGHT, EVIDENCE = 6, 4, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Run:
     trace: tuple[Mapping[str, Any], ...]
     wrong: tuple[Mapping[str, Any], ...]
     right: tuple[Mapping[str, Any], ...]
+    evidence: tuple[Mapping[str, Any], ...] = ()
 
     def get(self, key: str) -> Mapping[str, Any]:
         """The object of that file, or an empty one."""
@@ -71,7 +74,8 @@ def load(folder: Path) -> Run:
         why["results"] = f"{FILES['results']} holds no results"
     trace = tuple(_rows(folder / "adapt/trace.jsonl", "trace", why))
     wrong, right = _samples(folder / "evaluate/samples.jsonl", why)
-    return Run(folder.name, files, why, results, trace, wrong, right)
+    evidence = tuple(itertools.islice(read_jsonl(folder / "explain/evidence.jsonl"), EVIDENCE))
+    return Run(folder.name, files, why, results, trace, wrong, right, evidence)
 
 
 def eval_result(row: object) -> EvalResult | None:

@@ -71,7 +71,16 @@ def missing(path: Path) -> dict[str, str]:
 def test_every_section_is_there_and_only_later_stages_are_missing(plain: Path) -> None:
     ids = [attrs.get("id") for tag, attrs in outline(plain).tags if tag == "section"]
     assert ids == [name for name, *_ in page.SECTIONS]
-    assert missing(plain) == {"explanation": "not run: explain/findings.json is not there", "predictions": "not run: verify/predictions.json is not there"}
+    assert missing(plain) == {"predictions": "not run: verify/predictions.json is not there"}
+
+
+def test_evidence_says_what_was_shown_and_what_was_not(plain: Path) -> None:
+    page_text = html.unescape(plain.read_text())
+    assert (
+        "without as many random lines it was gone in 10% of the tries" in page_text
+        or "without as many random lines it was gone in 10.0% of the tries" in page_text
+    )
+    assert "Not supported: without" in page_text
 
 
 def test_self_contained_small_and_reproducible(plain: Path, tmp_path: Path) -> None:
