@@ -12,6 +12,8 @@ from typing import Any
 from knowhow.errors import ResourceError
 from knowhow.recipe import BudgetSpec, PhaseSpec
 
+EXPLAIN_PASSES = 150
+"""Passes that the evidence of one answer takes, all methods and controls together."""
 SHARE_OF_MATMUL = {"float32": 0.4, "bf16": 0.3}
 """Share of the measured matrix-product rate that a training step reaches at least, small models included."""
 
@@ -46,13 +48,15 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Rows to train on, rows to measure on, tokens and bytes of one row on average; `passes` of the model that one answer takes."""
+    """Rows to train on, rows to measure on, tokens and bytes of one row on average; `passes` of the model that one answer takes;
+    `explained`: answers whose evidence is sought."""
 
     rows: int
     held_out: int
     tokens: float
     bytes: float
     passes: int = 1
+    explained: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ def minutes(phases: Sequence[PhaseSpec], shape: Shape, load: Load, machine: Mach
         "baselines": 0.3 + (words / 1e4 / 60 if classical else 0.0),
         "train": train,
         "evaluate": 0.8 + evaluate,
+        "explain": EXPLAIN_PASSES * load.explained * load.passes * 2 * shape.parameters * load.tokens / _rate("auto", machine) / 60,
         "package and report": 0.3,
     }
 

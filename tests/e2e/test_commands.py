@@ -53,7 +53,7 @@ def test_build_tells_machines_everything(place: Path, capsys: pytest.CaptureFixt
     told = said(capsys, "build", "weather.yaml", "--resume", *(word for text in SETS for word in ("--set", text)))
     assert told[0]["event"] == "estimate"
     assert told[0]["memory_gb"] > 0
-    assert [row["stage"] for row in told if row["event"] == "stage"] == ["data", "base", "baseline", "adapt", "evaluate", "package", "report"]
+    assert [row["stage"] for row in told if row["event"] == "stage"] == ["data", "base", "baseline", "adapt", "evaluate", "explain", "package", "report"]
     end = told[-1]
     assert end["event"] == "done"
     assert {(row["model"], row["metric"]) for row in end["results"]} == {(model, "macro_f1") for model in ("specialist", "majority", "tfidf-lr")}
@@ -67,7 +67,7 @@ def test_build_tells_people_where_things_are(place: Path, capsys: pytest.Capture
     shown = capsys.readouterr()
     for line in ("macro-F1", "95% interval", "majority", "tfidf-lr", "specialist", "report      file://", "next        knowhow ask weather-"):
         assert line in shown.out, line
-    assert "[7 of 7] report" in shown.err
+    assert "[8 of 8] report" in shown.err
     assert "estimate: " in shown.err
 
 

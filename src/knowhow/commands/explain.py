@@ -52,8 +52,8 @@ def explain(model: str, wanted: Wanted, runs: Path, output: Output) -> None:
     for row in found:
         output.result({"event": "explained", "model": opened.name, **row}, told(row))
     if not found:
-        missing = f"no row {wanted.example} in {wanted.data}" if wanted.example else "no label is given to what was asked"
-        raise UsageError(missing, fix="`knowhow predict` shows ids and answers")
+        got = f"no answer to explain (row {wanted.example})" if wanted.example else "no answer to explain"
+        raise UsageError(got, allowed="a text that the specialist gives a label", fix="`knowhow ask` and `knowhow predict` show ids and answers")
 
 
 def told(row: Mapping[str, Any]) -> str:
@@ -72,6 +72,8 @@ def told(row: Mapping[str, Any]) -> str:
 
 def _found(model: str, runs: Path, output: Output) -> None:
     """What the build of a run found."""
+    if (Path(model) / "knowhow.json").is_file():
+        raise UsageError(f"{model}, a specialist without the run that built it", allowed="a run, or a text to explain", fix="give --text or --data")
     folder = Path(model) if (Path(model) / "run.json").is_file() else resolve(model, runs).folder
     path = folder / "explain" / "findings.json"
     if not path.is_file():

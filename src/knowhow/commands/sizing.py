@@ -81,12 +81,12 @@ def rows(recipe: Recipe, base: Path) -> Load:
     if data.generate is not None:
         made = list(itertools.islice(find_domain(data.generate.domain).generate(data.generate.options, seed=2**30, n=SAMPLE), SAMPLE))
         load = _load(recipe, base, [str(example.prompt) for example in made], data.generate.train, data.generate.valid + data.generate.test)
-        return replace(load, passes=_passes(recipe, len({label for each in made for label in _labels(each.label)})))
+        return replace(load, passes=_passes(recipe, len({label for each in made for label in _labels(each.label)})), explained=recipe.explain.examples)
     count, texts = _counted(recipe, str(data.train))
     cut = {part: share for part, share in (("valid", data.split.valid), ("test", data.split.test)) if not {"valid": data.valid, "test": data.test}[part]}
     held = round(count * sum(cut.values())) + sum(_counted(recipe, where)[0] for where in (data.valid, data.test) if where)
     train = round(count * (1 - sum(cut.values())))
-    return replace(_load(recipe, base, texts, min(train, data.limit or train), held), passes=_passes(recipe, LABELS))
+    return replace(_load(recipe, base, texts, min(train, data.limit or train), held), passes=_passes(recipe, LABELS), explained=recipe.explain.examples)
 
 
 def _labels(label: Any) -> tuple[Any, ...]:

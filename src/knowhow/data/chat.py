@@ -16,11 +16,12 @@ _NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": 
 def prompt_text(example: Example, task: Task, *, template: Template | None = None) -> str:
     """What the model is given: instruction, prompt and second text; for a task of texts, up to where its answer begins.
 
-    Without a template, messages become `User: …` lines, and a plain prompt ends with a line break (unless it ends with white space) before an
-    answer, so that training and generation see the same boundary."""
+    White space at the end of what is to be labelled goes: a causal model answers off the last token, which must not be a line break for one text
+    and a word for the next. Without a template, messages become `User: …` lines, and a plain prompt ends with a line break (unless it ends with
+    white space) before an answer, so that training and generation see the same boundary."""
     if task.kind != "generate":
         text = rendered(example.prompt)
-        return "\n\n".join(part for part in (task.instruction, text, example.pair) if part)
+        return "\n\n".join(part for part in (task.instruction, text, example.pair) if part).rstrip()
     if template is not None:
         return template(_dicts(_turns(example, task)), True)
     if isinstance(example.prompt, str):

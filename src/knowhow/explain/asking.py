@@ -50,7 +50,7 @@ class Asked:
 
     def logits(self, texts: Sequence[str], label: int | None = None) -> np.ndarray:
         """NC; with `label` only its column need be right."""
-        rows = infer.encode(self.loaded.tokenizer, [self.before + text for text in texts], context=self.context, truncate=self.truncate)
+        rows = infer.encode(self.loaded.tokenizer, [(self.before + text).rstrip() for text in texts], context=self.context, truncate=self.truncate)
         if self.loaded.head != "channel":
             return infer.class_logits(self.loaded, rows)
         found = channel.class_logits(self.loaded, rows, only=label if self.many else None)
@@ -88,7 +88,7 @@ def by_gradient(asked: Asked, *, integrated: bool) -> Method:
 def located(asked: Asked, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
     """Tokens of a text as the model reads them, and the characters of each (None for the family's frame)."""
     tokenizer = asked.loaded.tokenizer
-    whole, shift = asked.before + text, len(asked.before)
+    whole, shift = (asked.before + text).rstrip(), len(asked.before)
     row = infer.encode(tokenizer, [whole], context=asked.context, truncate=asked.truncate)[0]
     before, after = infer.frame(tokenizer)
     encoding = tokenizer.backend_tokenizer.encode(whole, add_special_tokens=False)

@@ -77,7 +77,7 @@ def node_attribution(
     with torch.no_grad():
         values = [_values(model, inputs, patterns) for inputs in (base, source)]
     scores = {name: torch.zeros(()) for name in values[0]}
-    for share in _shares(steps):
+    for share in shares(steps):
         grads = _site_gradients(model, base, source, metric, patterns, answer, share)
         scores = {name: scores[name] + ((values[1][name] - values[0][name]) * grads[name]).sum(-1) / steps for name in scores}
     return scores
@@ -96,7 +96,7 @@ def answered(logits: torch.Tensor, answer: int | None) -> torch.Tensor:
     return logits if logits.ndim == 2 or answer is None else logits[:, answer]
 
 
-def _shares(steps: int) -> list[float]:
+def shares(steps: int) -> list[float]:
     """Where gradients are taken on the way from base to source: at the base for one step."""
     if steps < 1:
         raise UsageError(f"{steps} steps", allowed="at least 1")

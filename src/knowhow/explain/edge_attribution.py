@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from knowhow.errors import UsageError
-from knowhow.explain.attribution import Inputs, _shares, answered, between
+from knowhow.explain.attribution import Inputs, answered, between, shares
 from knowhow.explain.edges import Reader
 from knowhow.explain.sweep import Metric
 from knowhow.model.sites import Body, body
@@ -51,10 +51,10 @@ def edge_attribution(
     beside = parts.anatomy.mid is None
     possible = torch.tensor([[reader == LOGITS or _order(sender, beside) < _order(reader, beside) for reader in readers] for sender in moved])
     scores = torch.zeros(len(moved), len(readers), next(iter(moved.values())).shape[0])
-    shares = _shares(steps)
-    for done, share in enumerate(shares):
+    places = shares(steps)
+    for done, share in enumerate(places):
         if progress is not None:
-            progress("edge attribution", done, len(shares))
+            progress("edge attribution", done, len(places))
         grads = reader_gradients(model, base, source, metric, answer, share)
         for at, reader in enumerate(readers):
             for sender, delta_BTD in enumerate(moved.values()):

@@ -44,12 +44,6 @@ class Units:
         """The text with nothing but these units."""
         return self.without([unit for unit in range(len(self.ranges)) if unit not in set(kept)])
 
-    def moved(self, unit: int, front: bool) -> str:
-        """The text with one unit cut out and put before all others, or behind them."""
-        start, end = self.ranges[unit]
-        rest, line = self.without([unit]), self.text[start:end]
-        return f"{line}\n{rest}" if front else f"{rest.rstrip()}\n{line}"
-
     def of(self, spans: Sequence[Span]) -> np.ndarray:
         """Which units (U, bool) any of the spans touches."""
         return np.array([any(span.start < end and start < span.end for span in spans) for start, end in self.ranges], bool)
@@ -94,18 +88,6 @@ def occlusion(score: Scorer) -> Method:
     def scores(text: str, parts: Units, label: int) -> np.ndarray:
         logits_N = score([text, *(parts.without([unit]) for unit in range(len(parts.ranges)))], label)
         return logits_N[0] - logits_N[1:]
-
-    return scores
-
-
-def displacement(score: Scorer) -> Method:
-    """How far the label's logit falls when a unit alone is moved to the front or to the end, whichever costs more: what rests on order rather than on
-    presence, which cutting out may not show."""
-
-    def scores(text: str, parts: Units, label: int) -> np.ndarray:
-        places = [parts.moved(unit, front) for front in (True, False) for unit in range(len(parts.ranges))]
-        logits_N = score([text, *places], label)
-        return (logits_N[0] - logits_N[1:]).reshape(2, -1).max(0)
 
     return scores
 

@@ -228,10 +228,9 @@ def _passed(recorded: Recording, final: torch.nn.Module, stream_BTD: Tensor, pos
     """(output of the final norm, logits before any cap, logits) of a last stream."""
     head = recorded.parts.root.get_output_embeddings()
     with _caught(final) as normed, _caught(head) as plain:
-        logits = recorded.logits(stream_BTD, position=position)
-    if not plain:
-        return normed[0], logits, logits
-    return normed[0], plain[0][:, 0 if plain[0].shape[1] == 1 else position], logits
+        logits = recorded.logits(stream_BTD)
+    at = logits if logits.ndim == 2 else logits[:, position]
+    return normed[0], plain[0][:, position] if plain else at, at
 
 
 @contextmanager

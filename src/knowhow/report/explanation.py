@@ -11,17 +11,7 @@ from knowhow.report.read import Run
 from knowhow.report.text import clean, pieces, tones, valid_spans
 
 SHOWN = 8
-METHODS = (
-    "method",
-    "answers",
-    "lost without its lines",
-    "random lines",
-    "kept with its lines alone",
-    "random lines",
-    "overlap with the truth (IoU)",
-    "precision",
-    "recall",
-)
+METHODS = ("method", "answers", "lost without", "random", "kept alone", "random", "IoU", "precision", "recall")
 
 
 def explanation(run: Run) -> Section:
@@ -40,7 +30,7 @@ def explanation(run: Run) -> Section:
     )
     if not cells:
         return Section(missing="explain/findings.json is empty: no labels, no right answers, or `explain.examples` is 0")
-    columns = ("claim", "method", "found", "with random lines", "95% interval of the difference", "verdict")
+    columns = ("claim", "method", "found", "random lines", "difference, 95% interval", "verdict")
     claims = Table("What was claimed and tested", columns, cells, frozenset({2, 3}))
     lead = "Every claim was tested by taking lines out of the texts and asking the specialist again, and once more with as many random lines."
     return Section(lead=lead, tables=(claims, *_methods(run)), samples=_worked(run))
@@ -60,7 +50,10 @@ def _methods(run: Run) -> tuple[Table, ...]:
         )
         for row in rows[:20]
     )
-    note = "The page shows the evidence of the method that did best here; random lines are the control."
+    note = (
+        "Lost without: answers that go when the lines are cut out; kept alone: answers that stay with nothing else; random: the same for as many random lines. "
+        "IoU, precision and recall: against the evidence that the data names. The page shows the evidence of the method that did best."
+    )
     return (Table("Methods compared", METHODS, cells, frozenset(range(1, 9)), note),) if cells else ()
 
 
