@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 RECIPE  := recipes/malware-triage.yaml
-SMALL   := data.generate.train=400 data.generate.valid=120 data.generate.test=200 base.context=256 \
+SMALL   := data.generate.train=400 data.generate.valid=120 data.generate.test=200 base.context=256 explain.examples=4 \
 	adapt.0.steps=12 adapt.0.batch_tokens=2048 adapt.0.evaluate_every=6 evaluate.draws=200
 TINY    := $(if $(filter tiny,$(SIZE)),$(foreach value,$(SMALL),--set $(value)))
 

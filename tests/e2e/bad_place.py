@@ -63,6 +63,7 @@ class Place:
             "data": {"train": data, "split": {"valid": 0.2, "test": 0.2}},
             "adapt": [{"steps": 2, "batch_tokens": 256, "microbatch_tokens": 256}],
             "evaluate": dict(FAST),
+            "explain": {"examples": 0},
         }
         for key, value in (changes or {}).items():
             *above, last = [int(part) if part.isdecimal() else part for part in key.split(".")]

@@ -71,6 +71,7 @@ def recipe(folder: Path, base: str, task: str = "classify", **phase: Any) -> Rec
         data={"train": str(folder / "rows.jsonl"), "canaries": 2, "split": {"valid": 0.2, "test": 0.25}},
         adapt=[{"objective": objective, "steps": 20, "checkpoint_every": 5, "batch_tokens": 512, "microbatch_tokens": 256, "lr": 3e-3, **phase}],
         evaluate={"draws": 100},
+        explain={"examples": 2},
     )
 
 
