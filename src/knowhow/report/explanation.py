@@ -91,5 +91,5 @@ def _sentence(row: Mapping[str, Any], lines: int) -> str:
         alone = "is not given" if row.get("sufficiency_flips") else "is given"
         return f"{lost} With {marked} alone it {alone}."
     if row.get("necessity_flips"):
-        return f"Not supported: {lost}"
+        return f"Not supported: {lost[0].lower()}{lost[1:]}"
     return f"Not supported: without {marked} the answer {said} stays."
