@@ -56,7 +56,7 @@ def label_onsets(
             onsets_NK[row] = lengths[row]
             onsets_NK[row, [index[label] for label in example.label or ()]] = 0
         text = prompt_text(example, task)
-        shift = text.find(example.prompt) if isinstance(example.prompt, str) else -1
+        shift = text.find(example.prompt.rstrip()) if isinstance(example.prompt, str) else -1
         for column, end in _last_spans(example, index).items() if shift >= 0 else ():
             places.append((row, column))
             before.append(text[: shift + end])

@@ -56,11 +56,11 @@ def test_generated_traces_say_where_each_behaviour_is_complete() -> None:
     """Cut after the onset, the oracle's label is there; the token before is still inside the completing line."""
     made = list(generate({"tier": "F"}, seed=3, n=20))
     labels = tuple(sorted({label for each in made for label in each.label}))
-    found = label_onsets(made, Task("classify", labels, True), [len(each.prompt) for each in made], characters, start=0, truncate="tail")
+    found = label_onsets(made, Task("classify", labels, True), [len(each.prompt.rstrip()) for each in made], characters, start=0, truncate="tail")
     for each, onset_C in zip(made, found, strict=True):
         for label, onset in zip(labels, onset_C, strict=True):
             ends = [span.end for span in each.evidence if span.kind == label]
-            assert onset == (max(ends) - 1 if label in each.label else len(each.prompt))
+            assert onset == (max(ends) - 1 if label in each.label else len(each.prompt.rstrip()))
 
 
 def batch(onset: list[list[int]], labels: torch.Tensor) -> Batch:
