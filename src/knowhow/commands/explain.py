@@ -67,7 +67,7 @@ def told(row: Mapping[str, Any]) -> str:
     lost = "is gone" if row["necessity_flips"] else "stays"
     alone = "is gone" if row["sufficiency_flips"] else "stays"
     asked = f"without the marked lines it {lost} (without as many random ones it went in {row['random_necessity_flips']:.0%} of the tries); alone it {alone}"
-    return "\n".join([f"{row['label']}  ({row['verdict']})", *lines, f"{asked}", ""])
+    return "\n".join([f"{row['label']}  ({row['verdict']})", *lines, asked, ""])
 
 
 def _found(model: str, runs: Path, output: Output) -> None:

@@ -15,9 +15,9 @@ import torch
 
 from knowhow.errors import UsageError
 from knowhow.explain.attribution import Inputs, answered, between, shares
-from knowhow.explain.edges import Reader
+from knowhow.explain.edges import Reader, order, readers
 from knowhow.explain.sweep import Metric
-from knowhow.model.sites import Body, body
+from knowhow.model.sites import body
 from knowhow.model.taps import tap
 from knowhow.protocols import Progress
 
@@ -47,20 +47,20 @@ def edge_attribution(
     with torch.no_grad():
         start, end = (contributions(model, inputs) for inputs in (base, source))
     moved = {name: end[name] - start[name] for name in start}
-    readers = _readers(parts)
+    ports = [*(reader.name for reader in readers(parts)), LOGITS]
     beside = parts.anatomy.mid is None
-    possible = torch.tensor([[reader == LOGITS or _order(sender, beside) < _order(reader, beside) for reader in readers] for sender in moved])
-    scores = torch.zeros(len(moved), len(readers), next(iter(moved.values())).shape[0])
+    possible = torch.tensor([[port == LOGITS or order(sender, beside=beside) < order(port, beside=beside) for port in ports] for sender in moved])
+    scores = torch.zeros(len(moved), len(ports), next(iter(moved.values())).shape[0])
     places = shares(steps)
     for done, share in enumerate(places):
         if progress is not None:
             progress("edge attribution", done, len(places))
         grads = reader_gradients(model, base, source, metric, answer, share)
-        for at, reader in enumerate(readers):
+        for at, port in enumerate(ports):
             for sender, delta_BTD in enumerate(moved.values()):
                 if possible[sender, at]:
-                    scores[sender, at] += (delta_BTD * grads[reader]).sum((1, 2)) / steps
-    return EdgeScores(scores, tuple(moved), tuple(readers), possible)
+                    scores[sender, at] += (delta_BTD * grads[port]).sum((1, 2)) / steps
+    return EdgeScores(scores, tuple(moved), tuple(ports), possible)
 
 
 @torch.no_grad()
@@ -85,23 +85,6 @@ def contributions(model: torch.nn.Module, inputs: Inputs) -> dict[str, torch.Ten
             found[f"a{layer}.h{head}"] = matrix(alone.flatten(2)) - nothing_BTD
         found[f"m{layer}"] = seen[f"layers.{layer}.mlp.out"]
     return found
-
-
-def _readers(parts: Body) -> list[str]:
-    config = parts.root.config.get_text_config()
-    queries = config.num_attention_heads
-    groups = vars(config).get("num_key_value_heads") or queries
-    names = []
-    for layer in range(parts.depth):
-        names += [Reader(layer, port, head).name for port, count in (("q", queries), ("k", groups), ("v", groups)) for head in range(count)] + [f"m{layer}"]
-    return [*names, LOGITS]
-
-
-def _order(name: str, beside: bool) -> float:
-    """When a component reads: embed never, attention of layer l at l, its MLP at l + ½ (at l where both stand side by side)."""
-    if name == "embed":
-        return -1.0
-    return int(name[1:].split(".")[0]) + (0.5 if name[0] == "m" and not beside else 0.0)
 
 
 def reader_gradients(model: torch.nn.Module, base: Inputs, source: Inputs, metric: Metric, answer: int | None, share: float) -> dict[str, torch.Tensor]:

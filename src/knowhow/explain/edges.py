@@ -15,6 +15,7 @@ import torch
 
 from knowhow.errors import UsageError
 from knowhow.model.replay import Recording
+from knowhow.model.sites import Body
 from knowhow.protocols import Progress
 
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -36,23 +37,26 @@ class Reader:
         return f"m{self.layer}" if self.port == "mlp" else f"a{self.layer}.h{self.head}.{self.port}"
 
 
-def readers(recorded: Recording) -> list[Reader]:
+def readers(parts: Body) -> list[Reader]:
     """All ports of a model, in the order in which they read."""
-    heads = recorded.keys[0].shape[1]
-    queries = recorded.parts.root.config.get_text_config().num_attention_heads
-    found = []
-    for layer in range(recorded.parts.depth):
-        counts = (("q", queries), ("k", heads), ("v", heads))
+    counts, found = (("q", parts.heads), ("k", parts.groups), ("v", parts.groups)), []
+    for layer in range(parts.depth):
         found += [Reader(layer, port, head) for port, count in counts for head in range(count)] + [Reader(layer, "mlp")]
     return found
+
+
+def order(name: str, *, beside: bool = False) -> float:
+    """When a component or port (a1.h0, a1.h0.k, m1) reads: `embed` never, attention of layer l at l, its MLP at l + ½ (at l where both stand side by side)."""
+    if name == "embed":
+        return -1.0
+    return int(name[1:].split(".")[0]) + (0.5 if name[0] == "m" and not beside else 0.0)
 
 
 def removed(recorded: Recording, basis_DK: torch.Tensor, instead: torch.Tensor | float = 0.0) -> Sender:
     """The subspace spanned by the orthonormal columns of `basis_DK`, its coordinates set to `instead` (BTK or what broadcasts to it)."""
 
     def change(layer: int, middle: bool) -> torch.Tensor:
-        stream_BTD = recorded.middle[layer] if middle else recorded.stream[layer]
-        return (instead - stream_BTD @ basis_DK) @ basis_DK.T
+        return (instead - recorded.read(layer, middle=middle) @ basis_DK) @ basis_DK.T
 
     return change
 
@@ -61,7 +65,7 @@ def noised(recorded: Recording, basis_DK: torch.Tensor, *, seed: int = 0) -> Sen
     """The subspace's coordinates drawn anew, normal with their own root mean square: unlike zero it does not keep what is equal everywhere."""
 
     def change(layer: int, middle: bool) -> torch.Tensor:
-        known_BTK = (recorded.middle[layer] if middle else recorded.stream[layer]) @ basis_DK
+        known_BTK = recorded.read(layer, middle=middle) @ basis_DK
         drawn_BTK = torch.randn(known_BTK.shape, generator=torch.Generator().manual_seed(seed)).to(known_BTK)
         return (drawn_BTK * known_BTK.square().mean().sqrt() - known_BTK) @ basis_DK.T
 
@@ -89,13 +93,18 @@ def edge_effects(
         added = [senders[name](layer, port == "mlp") for name in names]
         clean = _seen(recorded, layer, port, torch.zeros_like(added[0]))
         single = [_seen(recorded, layer, port, value) for value in added]
+        both: dict[frozenset[int], torch.Tensor] = {}
         jobs = []
         for at in here:
             head = wanted[at].head
             live = [s for s in range(len(names)) if _moved(clean, single[s], port, head)]
             jobs += [((at, s, None), (head, single[s])) for s in live]
             for other in live if backups else ():
-                jobs += [((at, s, other), (head, _seen(recorded, layer, port, added[s] + added[other]))) for s in live if s != other]
+                for s in live:
+                    pair = frozenset((s, other))
+                    if s != other and pair not in both:
+                        both[pair] = _seen(recorded, layer, port, added[s] + added[other])
+                jobs += [((at, s, other), (head, both[frozenset((s, other))])) for s in live if s != other]
         firsts = {}
         for chunk in [jobs[first : first + max(1, rows // B)] for first in range(0, len(jobs), max(1, rows // B))]:
             for ((at, s, other), _), logits in zip(chunk, _answers(recorded, layer, port, [swap for _, swap in chunk]), strict=True):

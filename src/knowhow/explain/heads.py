@@ -162,10 +162,8 @@ def factors(model: torch.nn.Module, layer: int) -> Factors:
     parts = _at_rest(model)
     if not 0 <= layer < parts.depth:
         raise UsageError(f"layer {layer}", allowed=f"0 to {parts.depth - 1}")
-    config, anatomy, block = parts.root.config.get_text_config(), parts.anatomy, parts.block(layer)
-    H = config.num_attention_heads
-    J = config.to_dict().get("num_key_value_heads") or H
-    projected = _projections(parts, layer, H, J)
+    anatomy, block, H = parts.anatomy, parts.block(layer), parts.heads
+    projected = _projections(parts, layer, H, parts.groups)
     if anatomy.norm:
         projected = [_folded(block.get_submodule(anatomy.norm), part) for part in projected]
     query_HKD, key_HKD, value_HKD = (part.repeat_interleave(H // len(part), 0) for part in projected)

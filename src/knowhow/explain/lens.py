@@ -33,7 +33,6 @@ def logit_lens(recorded: Recording, *, kind: str = "resid_post", position: int |
 
     At the last layer's resid_post these are the model's own. Raises UsageError for a kind that is no stream, resid_mid where attention and MLP run
     side by side, and a position out of range."""
-    _check(recorded, position)
     return torch.stack([recorded.logits(stream_BTD, position=position) for stream_BTD in _streams(recorded, kind)])
 
 
@@ -59,7 +58,6 @@ class TunedLens:
     @torch.no_grad()
     def apply(self, recorded: Recording, *, position: int | None = None) -> Tensor:
         """Logits LBTV (at `position` LBV, a classifier's LBC) of every layer's resid_post. Raises UsageError for a recording of another depth or width."""
-        _check(recorded, position)
         width, depth = recorded.stream[0].shape[-1], recorded.parts.depth
         if self.bias_LD.shape != (depth, width):
             raise UsageError(f"a tuned lens of {tuple(self.bias_LD.shape)} layers and dimensions", allowed=f"those of the model, {(depth, width)}")

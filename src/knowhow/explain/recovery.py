@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from knowhow.explain.edge_attribution import reader_gradients
-from knowhow.explain.edges import Reader, Sender, edge_effects, noised, readers, removed
+from knowhow.explain.edges import Reader, Sender, edge_effects, noised, order, readers, removed
 from knowhow.model.compiled import Compiled
 from knowhow.model.replay import Recording, record
 from knowhow.protocols import Progress
@@ -47,10 +47,10 @@ def recover(program: Compiled, *, seed: int = 0, rows: int = ROWS, progress: Pro
         tokens_BT = program.tokens([[drawn.choice(program.words) for _ in range(length)] for _ in range(rows)])
         with torch.no_grad():
             recorded = record(program.model, {"input_ids": tokens_BT})
-        ports = readers(recorded)
+        ports = readers(recorded.parts)
         for method, found_PS in _scores(program, recorded, ports, names, seed).items():
             totals[method] = torch.maximum(totals[method], found_PS) if method in totals else found_PS
-    kept = [(at, s) for at, port in enumerate(ports) for s, name in enumerate(names) if _written(program, name) < _when(port)]
+    kept = [(at, s) for at, port in enumerate(ports) for s, name in enumerate(names) if _written(program, name) < order(port.name)]
     edges = tuple((names[s], ports[at].name) for at, s in kept)
     truth = np.array([names[s] in program.reads[_part(ports[at]), ports[at].port] for at, s in kept])
     return Recovery(program.name, edges, truth, {method: np.array([float(value[at, s]) for at, s in kept]) for method, value in totals.items()})
@@ -67,7 +67,9 @@ def _scores(program: Compiled, recorded: Recording, ports: list[Reader], names: 
     zero = {name: removed(recorded, basis) for name, basis in bases.items()}
     noise = {name: noised(recorded, basis, seed=seed) for name, basis in bases.items()}
     ablated = [edge_effects(recorded, senders, ports, distance).amax(2) for senders in (zero, noise)]
-    sizes = torch.stack([torch.stack([(_stream(recorded, port) @ bases[name]).norm(dim=-1).mean() for name in names]) for port in ports])
+    sizes = torch.stack(
+        [torch.stack([(recorded.read(port.layer, middle=port.port == "mlp") @ bases[name]).norm(dim=-1).mean() for name in names]) for port in ports]
+    )
     return {"ablation": torch.maximum(*ablated), "attribution": _attributed(recorded, ports, zero, shown), "norm": sizes}
 
 
@@ -80,23 +82,10 @@ def _attributed(recorded: Recording, ports: list[Reader], senders: dict[str, Sen
     )
 
 
-def _stream(recorded: Recording, port: Reader) -> torch.Tensor:
-    return recorded.middle[port.layer] if port.port == "mlp" else recorded.stream[port.layer]
-
-
 def _part(port: Reader) -> str:
     return f"m{port.layer}" if port.port == "mlp" else f"a{port.layer}.h{port.head}"
 
 
-def _when(port: Reader) -> float:
-    return port.layer + (0.5 if port.port == "mlp" else 0.0)
-
-
 def _written(program: Compiled, variable: str) -> float:
     """When a variable is first in the stream: −1 from the embedding, never for one that nobody writes."""
-    times = [
-        -1.0 if part == "embed" else int(part[1:].split(".")[0]) + (0.5 if part[0] == "m" else 0.0)
-        for part, names in program.writes.items()
-        if variable in names
-    ]
-    return min(times, default=float("inf"))
+    return min((order(part) for part, names in program.writes.items() if variable in names), default=float("inf"))

@@ -103,7 +103,7 @@ class _Wave:
 
     def groups(self, positions: Sequence[int]) -> Iterator[list[int]]:
         """Positions that run together: enough rows for a matrix product to be worth it, few enough that little is computed in vain."""
-        left, length = sorted(set(positions)), self.recorded.stream[0].shape[1]
+        left, length = sorted(positions), self.recorded.stream[0].shape[1]
         while left:
             behind = length - left[0] if self.recorded.causal else length
             size = min(-(-ENOUGH // (behind * self.recorded.stream[0].shape[0] * self.count)), max(1, behind // 4))

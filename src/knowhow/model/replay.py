@@ -45,6 +45,10 @@ class Recording:
     logits_all: torch.Tensor
     tupled: bool
 
+    def read(self, layer: int, *, middle: bool) -> torch.Tensor:
+        """The stream BTD that attention of a layer reads, or (`middle`) its MLP."""
+        return self.middle[layer] if middle else self.stream[layer]
+
     @property
     def causal(self) -> bool:
         return bool(self.parts.attention(0).is_causal)
@@ -73,8 +77,7 @@ class Recording:
             return torch.zeros_like(call.query.transpose(1, 2)), None
 
         def use(call: Call) -> Output:
-            earlier = [values[layer][:, :, :start].repeat(repeats, 1, 1, 1) for values in (self.keys, self.values)]
-            key, value = (torch.cat([before, now], 2)[:, :, : position + 1] for before, now in zip(earlier, kept, strict=True))
+            key, value = (whole[:, :, : position + 1] for whole in self._behind_earlier(layer, start, repeats, *kept))
             return replace(call, key=key, value=value, mask=None if call.mask is None else call.mask[..., : position + 1]).run()
 
         read = self.parts.block(layer).get_submodule(anatomy.norm)(hidden_RtD) if anatomy.norm else hidden_RtD
@@ -107,15 +110,20 @@ class Recording:
         with _only(self.parts, hidden_RD[:, None], tupled=self.tupled):
             return self.model(input_ids=tokens_R1, use_cache=False).logits[:, 0]
 
+    def _behind_earlier(self, layer: int, start: int, repeats: int, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+        """Keys and values RJSK of the rows' positions from `start` on, the remembered ones of earlier positions before them."""
+        pairs = ((self.keys, key), (self.values, value))
+        return [torch.cat([kept[layer][:, :, :start].repeat(repeats, 1, 1, 1), now], 2) for kept, now in pairs]
+
     def _attend(self, layer: int, start: int, repeats: int, changes: Changes, call: Call) -> Output:
         def changed(name: str, value: torch.Tensor) -> torch.Tensor:
             return changes[name](value.transpose(1, 2)).transpose(1, 2) if name in changes else value
 
         call = replace(call, query=changed("attn.q", call.query), key=changed("attn.k", call.key), value=changed("attn.v", call.value))
         if start:
-            earlier = [kept[layer][:, :, :start].repeat(repeats, 1, 1, 1) for kept in (self.keys, self.values)]
+            key, value = self._behind_earlier(layer, start, repeats, call.key, call.value)
             mask = _causal(call.query.shape[2], start, call.query.device) if call.mask is None else call.mask
-            call = replace(call, key=torch.cat([earlier[0], call.key], 2), value=torch.cat([earlier[1], call.value], 2), mask=mask)
+            call = replace(call, key=key, value=value, mask=mask)
         if "attn.pattern" in changes:
             pattern = changes["attn.pattern"](call.pattern())
             return call.mixed(pattern), pattern

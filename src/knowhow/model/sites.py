@@ -126,6 +126,15 @@ class Body:
     def path(self, *parts: str) -> str:
         return ".".join(part for part in (self.prefix, *parts) if part)
 
+    @property
+    def heads(self) -> int:
+        return int(self.root.config.get_text_config().num_attention_heads)
+
+    @property
+    def groups(self) -> int:
+        """Key-value heads: fewer than heads where queries share them."""
+        return int(self.root.config.get_text_config().to_dict().get("num_key_value_heads") or self.heads)
+
     def block(self, layer: int) -> torch.nn.Module:
         return self.root.get_submodule(self.path(self.anatomy.layers, str(layer)))
 

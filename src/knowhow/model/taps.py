@@ -12,7 +12,7 @@ Hooks exist only inside the `with`; reading leaves the logits bit-equal; a compi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ import torch
 from knowhow.errors import UsageError
 from knowhow.model.attend import Call, Output, intercepted
 from knowhow.model.loaded import without_adapter
-from knowhow.model.sites import ATTENTION, Site, body, find, uncompiled
+from knowhow.model.sites import ATTENTION, Body, Site, body, find, uncompiled
 
 Indices = int | slice | Sequence[int] | None
 _TAPPED: WeakSet[torch.nn.Module] = WeakSet()
@@ -129,28 +129,27 @@ class tap:
 
     def _arm(self, stack: ExitStack) -> None:
         model, root = self.model, without_adapter(uncompiled(self.model))
-        modules = dict(root.named_modules())
-        hooks = sorted(self._sites.values(), key=lambda site: site.kind == "resid_mid")
+        modules, parts = dict(root.named_modules()), body(model)
         inside: dict[int, dict[str, Site]] = {}
-        for site in hooks:
+        for site in sorted(self._sites.values(), key=lambda site: site.kind == "resid_mid"):
             if site.kind in ATTENTION:
                 inside.setdefault(site.layer or 0, {})[site.kind] = site
             elif site.port is not None:
-                self._hook(stack, modules, site)
+                self._hook(stack, parts, modules, site)
         if "logits" in self._sites:
             stack.callback(model.register_forward_hook(self._at_logits).remove)
         if self._keepers:
             stack.callback(model.register_forward_pre_hook(self._note_mask, with_kwargs=True).remove)
         if inside:
-            parts = body(model)
             stack.enter_context(intercepted(root, {parts.attention(layer): partial(self._at_attention, there) for layer, there in inside.items()}))
 
-    def _hook(self, stack: ExitStack, modules: dict[str, torch.nn.Module], site: Site) -> None:
+    def _hook(self, stack: ExitStack, parts: Body, modules: dict[str, torch.nn.Module], site: Site) -> None:
         """Reads at the site's own port. A write to a sum that the block has already gone past (resid_mid) is added by whatever completed the sum."""
         assert site.port is not None
-        module, anatomy = modules[site.port.path], body(self.model).anatomy
+        module, anatomy = modules[site.port.path], parts.anatomy
         if site.kind == "resid_mid" and anatomy.added_mid and site.name in self._edits:
-            block = modules[f"{site.port.path[: -len(anatomy.mid.path) - 1]}"] if anatomy.mid else module
+            assert site.layer is not None
+            block = parts.block(site.layer)
             before: list[torch.Tensor] = []
             stack.callback(block.register_forward_pre_hook(lambda _, args, kwargs: before.append(_first(args, kwargs)), with_kwargs=True).remove)
             adder = block.get_submodule(anatomy.attn_out.path)
@@ -250,17 +249,19 @@ class tap:
 
 def pick(site: Site, value: torch.Tensor, at: At) -> torch.Tensor:
     """The part of a site's value that `at` names. Raises UsageError where it lies outside, or for heads of a site that has none."""
-    for axis, chosen in _chosen(site, value, at).items():
-        value = value.index_select(axis, chosen)
+    return _selected(value, _chosen(site, value, at))
+
+
+def _selected(value: torch.Tensor, chosen: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    for axis, index in chosen.items():
+        value = value.index_select(axis, index)
     return value
 
 
 def put(site: Site, value: torch.Tensor, edit: Edit) -> torch.Tensor:
     """`value` with the edit's part changed; a new tensor."""
     chosen = _chosen(site, value, edit.at)
-    part = value
-    for axis, index in chosen.items():
-        part = part.index_select(axis, index)
+    part = _selected(value, chosen)
     new = edit.change(part)
     if new.shape != part.shape:
         raise UsageError(f"an edit at {site.name} of shape {tuple(new.shape)}", allowed=f"the shape of the value, {tuple(part.shape)}")

@@ -75,8 +75,9 @@ def work(build: Build, folder: Path) -> None:
     shuffled = _try(best.name, same, mixed, [], cases[:SHUFFLED], build.recipe.seed, best.share)
     write_json(folder / "methods.json", [_row(one) for one in tried])
     write_json(folder / "findings.json", [asdict(finding) for finding in _findings(best, chance, shuffled, cases, build.recipe.seed)])
+    (folder / "evidence.jsonl").unlink(missing_ok=True)  # what a killed build had begun
     for case, found in zip(cases, best.checked, strict=True):
-        append_jsonl(folder / "evidence.jsonl", _written(case, found, best.name, task.labels))
+        append_jsonl(folder / "evidence.jsonl", _written(case.example.id, case.parts, found, best.name, task.labels))
     build.progress("explain", len(tried), len(tried))
 
 
@@ -104,8 +105,7 @@ def explained(asked: Asked, text: str, labels: Sequence[str], *, identity: str =
     for label in np.flatnonzero(asked.said([text])[0]).tolist():
         scores_U = occlusion(score)(text, parts, label)
         found = check(score, parts, label, choose(scores_U, SHARE), scores_U, seed=seed)
-        nothing = np.zeros(len(parts.ranges), bool)
-        rows.append(_written(Case(Example(identity, text), parts, label, nothing, nothing), found, "occlusion", labels))
+        rows.append(_written(identity, parts, found, "occlusion", labels))
     return rows
 
 
@@ -229,12 +229,12 @@ def _mean(values: Sequence[float], seed: int) -> Interval:
     return bootstrap(weighted_mean(given_N), np.arange(len(given_N)), seed=seed, vectorised=True)
 
 
-def _written(case: Case, found: Evidence, method: str, labels: Sequence[str]) -> dict[str, Any]:
+def _written(identity: str, parts: Units, found: Evidence, method: str, labels: Sequence[str]) -> dict[str, Any]:
     """A worked example's evidence and what taking it away did."""
-    marked = case.parts.spans(found.chosen, labels[found.label])
+    marked = parts.spans(found.chosen, labels[found.label])
     held = found.necessity_flips and found.random_necessity_flips <= 0.25
     return {
-        "id": case.example.id, "text": case.parts.text, "label": labels[found.label], "method": method, "verdict": "supported" if held else "not supported",
+        "id": identity, "text": parts.text, "label": labels[found.label], "method": method, "verdict": "supported" if held else "not supported",
         "evidence": [{"start": span.start, "end": span.end, "kind": span.kind} for span in marked],
         "logit": found.logit, "necessity": found.necessity, "sufficiency": found.sufficiency, "random_necessity": found.random_necessity,
         "necessity_flips": found.necessity_flips, "sufficiency_flips": found.sufficiency_flips, "random_necessity_flips": found.random_necessity_flips,

@@ -42,7 +42,7 @@ def test_edge_attribution_is_the_slope_of_the_exact_edge(lively: Lively, family:
 
     senders = {name: sender(name) for name in start}
     for sign in (1, -1):
-        slopes = edge_effects(recorded, senders, readers(recorded), lambda a, b, s=sign: s * metric((a - b)[:, -1]) / small, backups=False)
+        slopes = edge_effects(recorded, senders, readers(recorded.parts), lambda a, b, s=sign: s * metric((a - b)[:, -1]) / small, backups=False)
         want = (sign * found.scores[:, :-1]).clamp(min=0).permute(1, 0, 2).double()
         possible = found.possible[:, :-1].T
         torch.testing.assert_close(slopes.double()[possible], want[possible], atol=2e-3, rtol=5e-2)
@@ -80,10 +80,10 @@ def test_a_removed_direction_is_gone_for_its_reader_alone(lively: Lively) -> Non
     with torch.no_grad():
         recorded = record(model, BASE)
     basis = torch.linalg.qr(torch.randn(32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
-    effects = edge_effects(recorded, {"two directions": removed(recorded, basis)}, readers(recorded), lambda a, b: (a - b)[:, -1].abs().amax(1))
+    effects = edge_effects(recorded, {"two directions": removed(recorded, basis)}, readers(recorded.parts), lambda a, b: (a - b)[:, -1].abs().amax(1))
     assert (effects > 0).float().mean() > 0.9
     with pytest.raises(UsageError, match="one number per row"):
-        edge_effects(recorded, {"x": removed(recorded, basis)}, readers(recorded)[:1], lambda a, b: a - b)
+        edge_effects(recorded, {"x": removed(recorded, basis)}, readers(recorded.parts)[:1], lambda a, b: a - b)
 
 
 @pytest.mark.parametrize("name", compiled.programs(TRACR))
