@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -246,7 +247,7 @@ def explained(folder: Path, rows: list[dict[str, object]], hostile: bool) -> Non
     flips = {"necessity_flips": 0.9, "random_necessity_flips": 0.2, "sufficiency_flips": 0.6, "random_sufficiency_flips": 0.7}
     save(
         folder / "explain/methods.json",
-        [{"method": name, "share": 0.3, "n": 20, **flips, "iou": 0.6, "precision": 0.8, "recall": 0.7} for name in ("occlusion", "random")],
+        [{"method": name, "share": 0.3, "n": 20, **flips, "iou": 0.6, "precision": 0.8, "recall": 0.7, "distractors": 0.1} for name in ("occlusion", "random")],
     )
     made = [
         {
@@ -255,7 +256,34 @@ def explained(folder: Path, rows: list[dict[str, object]], hostile: bool) -> Non
         }
         for at, row in enumerate(rows[:10])
     ]  # fmt: skip
+    for at, row in enumerate(made[:8]):
+        text, rng = str(row["text"]), np.random.default_rng(at)
+        words = [match.span() for match in re.finditer(r"\S+", text)][:24]
+        row["units"] = [[*place, float(rng.normal())] for place in words]
+        row["inside"] = {
+            "parts": rng.normal(size=(4, 2)).tolist(), "heads": rng.normal(size=(4, 3)).tolist(), "lens": rng.normal(size=4).tolist(),
+            "trace": None if at % 2 else [[None if unit < 2 else float(rng.uniform(-0.2, 1)) for unit in range(len(words))] for _ in range(4)],
+        }  # fmt: skip
     save_lines(folder / "explain/evidence.jsonl", made)
+    save(folder / "explain/inside.json", inside(claim, interval))
+
+
+def inside(claim: str, interval: dict[str, float]) -> dict[str, object]:
+    rng = np.random.default_rng(3)
+    cells = [
+        {"layer": layer, "part": part, "head": head, "fall": float(fall), "low": float(fall) - 1, "high": float(fall) + 1, "control": 0.1, "lost": 0.4,
+         "control_lost": 0.0, "supported": bool(fall > 1)}
+        for layer in range(4)
+        for (part, head), fall in zip([("attn", 0), ("mlp", 0), ("head", 0), ("head", 1), ("head", 2)], rng.normal(2, 2, 5))
+    ]  # fmt: skip
+    scores = {"previous": 0.8, "duplicate": 0.1, "induction": 0.5, "sink": 0.05}
+    return {
+        "answers": 20, "answers_by_head": 8, "map": cells,
+        "lens": [{"layer": layer, "value": layer - 1.5, "low": layer - 2, "high": layer - 1} for layer in range(4)],
+        "findings": [{"claim": claim, "method": "mean ablation", "effect": 4.2, "interval": interval, "control": 0.2, "verdict": "undecided", "evidence": []}],
+        "heads": [{"layer": layer, "head": head, **(scores if layer == 1 else dict.fromkeys(scores, 0.1))} for layer in range(4) for head in range(3)],
+        "stream": [{"layer": layer, "sink": 0.2, "kurtosis": 3.1, "massive": layer == 2} for layer in range(4)],
+    }  # fmt: skip
 
 
 def package(hostile: bool) -> dict[str, object]:

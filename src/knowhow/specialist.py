@@ -23,6 +23,7 @@ from knowhow.model import adapters, load
 from knowhow.protocols import Progress
 from knowhow.recipe import BaseSpec, FieldsSpec
 from knowhow.stages import explain as evidence
+from knowhow.stages.cases import writing
 from knowhow.stages.common import answers
 from knowhow.types import EvalResult, Example, Predictions, Task
 from knowhow.workspace import find_run
@@ -98,15 +99,21 @@ def ask(opened: Opened, text: str, pair: str | None = None) -> dict[str, Any]:
 
 
 def explain(opened: Opened, examples: Iterable[Example], progress: Progress) -> Iterator[dict[str, Any]]:
-    """The lines that each answer rests on, one row per text and label given, tested by taking them away. Raises UsageError for a task without labels."""
-    if not opened.task.classes or opened.task.kind == "score":
-        raise UsageError(f"evidence for a task of kind {opened.task.kind}", allowed="classify")
-    asked = evidence.asked_of(opened.loaded, opened.task, opened.spec, opened.fitted)
+    """The lines that each answer rests on, one row per text and label given (or text written), tested by taking them away.
+
+    Raises UsageError for tasks of numbers and of pairs."""
+    kind = opened.task.kind
+    if kind not in ("classify", "generate"):
+        raise UsageError(f"evidence for a task of kind {kind}", allowed="classify, generate")
+    asked = evidence.asked_of(opened.loaded, opened.task, opened.spec, opened.fitted) if kind == "classify" else None
     for done, example in enumerate(examples):
         progress("explain", done, 0)
         if not isinstance(example.prompt, str) or not example.prompt.strip():
             raise UsageError(f"the row {example.id} holds no plain text", allowed="a text with at least two words")
-        yield from evidence.explained(asked, example.prompt, opened.task.labels, identity=example.id)
+        if asked is not None:
+            yield from evidence.explained(asked, example.prompt, opened.task.labels, identity=example.id)
+        elif said := (opened.answer([example]).texts or ("",))[0]:
+            yield from evidence.explained_writing(writing(opened.loaded, opened.task, opened.spec, [said]), example.prompt, identity=example.id)
 
 
 def describe(opened: Opened, given: Predictions) -> list[dict[str, Any]]:

@@ -59,9 +59,13 @@ class Completion:
     reward: float | None = None
 
 
+DISTRACTOR = "distractor"
+"""The kind of a span that looks like evidence and is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters `start:end` of the prompt that show `kind` (evidence known to the generator or given by an annotator)."""
+    """Characters `start:end` of the prompt that show `kind` (evidence known to the generator or given by an annotator; or a DISTRACTOR)."""
 
     start: int
     end: int

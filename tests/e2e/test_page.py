@@ -63,10 +63,36 @@ def test_report_draws_every_chart_and_asks_nothing(browser: object, tmp_path: Pa
         "return [document.querySelectorAll('.chart').length, document.querySelectorAll('.chart > svg, .chart svg.marks').length,"
         "[...document.querySelectorAll('.chart svg')].map(svg => svg.querySelectorAll('path').length)]"
     )
-    assert places == drawn == 16
+    assert places == drawn == 18
     assert min(marks) > 5, "every chart has marks, not just a frame"
     assert browser.execute_script("return document.documentElement.scrollWidth") == width, "nothing makes the page wider than the window"
     assert browser.execute_script("return document.querySelectorAll('img, iframe, object').length") == 0
+
+
+def test_pointing_at_a_line_or_an_answer_shows_what_is_behind_it(browser: object, tmp_path: Path) -> None:
+    run = fake_run.write_run(tmp_path)
+    visit(browser, page.write(run, run / "report.html"))
+    point = """const sample = document.querySelector("#explanation .sample"), found = [];
+    const told = () => [sample.querySelector(".behind p").textContent, [...sample.querySelectorAll(".line")].map((cell) => cell.className).join(),
+      sample.classList.contains("asked"), sample.querySelectorAll(".unit.here").length];
+    const over = (node) => node.dispatchEvent(new PointerEvent("pointerover", {bubbles: true}));
+    found.push(told());
+    over(sample.querySelectorAll(".unit")[5]); found.push(told());
+    over(sample.querySelector(".said")); found.push(told());
+    sample.dispatchEvent(new PointerEvent("pointerleave")); found.push(told());
+    const text = sample.querySelector(".text");
+    for (const key of ["ArrowDown", "ArrowDown", "ArrowUp"]) text.dispatchEvent(new KeyboardEvent("keydown", {key, cancelable: true}));
+    found.push([[...sample.querySelectorAll(".unit")].findIndex((unit) => unit.classList.contains("here"))]);
+    return found;"""
+    idle, line, answer, left, moved = browser.execute_script(point)
+    assert idle[1:] == ["cell line,cell line,cell line,cell line", False, 0]
+    assert "speaks for the answer" in line[0]
+    assert line[1].count("heat-") + line[1].count("cool-") == 4, "the line's trace, layer by layer"
+    assert line[2:] == [False, 1]
+    assert answer[0].startswith("What this answer needs most: Without")
+    assert answer[2:] == [True, 0]
+    assert left == idle
+    assert moved == [0]
 
 
 class Counter(http.server.BaseHTTPRequestHandler):

@@ -285,8 +285,16 @@ def test_answers_come_with_evidence_that_was_tested(tmp_path: Path, bases: Calla
     findings = {row["claim"]: row for row in read_json(folder / "findings.json")}
     lost = next(row for claim, row in findings.items() if claim.startswith("Without the marked lines"))
     assert lost["effect"] > lost["control"]
-    assert {row["method"] for row in read_json(folder / "methods.json")} == {"occlusion", "gradient x input", "integrated gradients", "random"}
+    assert {row["method"] for row in read_json(folder / "methods.json")} == {"occlusion", "gradient x input", "integrated gradients", "attention", "random"}
+    inside = read_json(folder / "inside.json")
+    assert {(cell["part"], cell["head"]) for cell in inside["map"]} == {("attn", 0), ("mlp", 0), *(("head", head) for head in range(4))}
+    assert inside["map"][0]["low"] <= inside["map"][0]["fall"] <= inside["map"][0]["high"]
+    assert [len(row["inside"]["lens"]) for row in rows] == [len(inside["lens"])] * 8
+    assert rows[0]["inside"]["lens"][-1] == pytest.approx(rows[0]["logit"], abs=1e-3), "the last layer's lens is the answer itself"
     assert "What answers rest on" in done.report.read_text()
+    assert "Where the skill lives" in done.report.read_text()
+    told_of = read_json(done.specialist / "knowhow.json")["findings"]
+    assert [row["claim"] for row in told_of] == [*findings, *(row["claim"] for row in inside["findings"])]
     opened = open_specialist(str(done.specialist), tmp_path / "runs")
     told = list(explain(opened, [Example("7", "a door\nand fire\na bird")], silent))
     assert [row["label"] for row in told] == ["warm"]

@@ -12,7 +12,7 @@ from knowhow.data.batch import Rows, rows
 from knowhow.data.chat import prompt_text, sft_text
 from knowhow.errors import UsageError
 from knowhow.model.infer import Cut
-from knowhow.types import Example, Task
+from knowhow.types import DISTRACTOR, Example, Task
 
 Weights = Literal["rows", "sqrt", "distinct"]
 
@@ -71,7 +71,7 @@ def _last_spans(example: Example, index: Mapping[str, int]) -> dict[int, int]:
     ends: dict[int, int] = {}
     held = set(example.label or ()) if index else set()
     for span in example.evidence:
-        if not index or span.kind in held:
+        if (not index or span.kind in held) and span.kind != DISTRACTOR:
             column = index.get(span.kind, 0)
             ends[column] = max(span.end, ends.get(column, 0))
     return ends

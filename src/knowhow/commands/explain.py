@@ -78,6 +78,7 @@ def _found(model: str, runs: Path, output: Output) -> None:
     path = folder / "explain" / "findings.json"
     if not path.is_file():
         raise UsageError(f"{folder.name} was built without the explain stage", fix="give --text or --data, or build it again", where=str(path))
-    findings: Sequence[Mapping[str, Any]] = read_json(path)
+    inside = folder / "explain" / "inside.json"
+    findings: Sequence[Mapping[str, Any]] = [*read_json(path), *(read_json(inside)["findings"] if inside.is_file() else [])]
     rows = [(one["claim"], one["method"], one["effect"], one["control"], one["verdict"]) for one in findings]
-    output.result({"event": "findings", "run": folder.name, "findings": findings}, table(("claim", "method", "found", "random lines", "verdict"), rows))
+    output.result({"event": "findings", "run": folder.name, "findings": findings}, table(("claim", "method", "found", "control", "verdict"), rows))

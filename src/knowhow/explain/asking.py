@@ -16,6 +16,7 @@ from knowhow.explain.attribution import gradient_x_input, integrated_gradients
 from knowhow.explain.evidence import Method, Scorer, Units
 from knowhow.model import channel, infer
 from knowhow.model.loaded import Loaded
+from knowhow.model.taps import tap
 
 STEPS = 8
 """Points of the integral for evidence: ranking lines needs no more."""
@@ -39,18 +40,28 @@ class Asked:
 
     def scorer(self) -> Scorer:
         """Many labels: logit less its cut; one label: logit less the best other (a margin, so that a rival's fall counts too)."""
+        return lambda texts, label: self.margins(self.rows(texts), [label] * len(texts))
 
-        def score(texts: Sequence[str], label: int) -> np.ndarray:
-            logits_NC = self.logits(texts, label)
+    def margins(self, rows: Sequence[Sequence[int]], labels: Sequence[int]) -> np.ndarray:
+        """How far each row of tokens speaks for its own label, N in nats; above 0 it is the answer."""
+        found_N, labels_N = np.zeros(len(rows)), np.asarray(labels)
+        for label in sorted(set(labels)) if self.loaded.head == "channel" else [None]:
+            at = np.flatnonzero(labels_N == label) if label is not None else np.arange(len(rows))
+            logits_NC, own = self.answers([rows[row] for row in at], label), labels_N[at]
+            held_N = logits_NC[np.arange(len(at)), own]
             if self.many:
-                return logits_NC[:, label] - self.cuts[label]
-            return logits_NC[:, label] - np.delete(logits_NC, label, 1).max(1)
+                found_N[at] = held_N - np.asarray(self.cuts)[own]
+            else:
+                logits_NC[np.arange(len(at)), own] = -np.inf
+                found_N[at] = held_N - logits_NC.max(1)
+        return found_N
 
-        return score
+    def rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text, as the model reads them."""
+        return infer.encode(self.loaded.tokenizer, [(self.before + text).rstrip() for text in texts], context=self.context, truncate=self.truncate)
 
-    def logits(self, texts: Sequence[str], label: int | None = None) -> np.ndarray:
-        """NC; with `label` only its column need be right."""
-        rows = infer.encode(self.loaded.tokenizer, [(self.before + text).rstrip() for text in texts], context=self.context, truncate=self.truncate)
+    def answers(self, rows: Sequence[Sequence[int]], label: int | None = None) -> np.ndarray:
+        """Logits NC; with `label` only its column need be right."""
         if self.loaded.head != "channel":
             return infer.class_logits(self.loaded, rows)
         found = channel.class_logits(self.loaded, rows, only=label if self.many else None)
@@ -58,7 +69,7 @@ class Asked:
 
     def said(self, texts: Sequence[str]) -> np.ndarray:
         """Which labels hold, NC bool."""
-        logits_NC = self.logits(texts)
+        logits_NC = self.answers(self.rows(texts))
         if self.many:
             return logits_NC > np.array(self.cuts)
         return logits_NC == logits_NC.max(1, keepdims=True)
@@ -80,9 +91,35 @@ def by_gradient(asked: Asked, *, integrated: bool) -> Method:
             given_T = integrated_gradients(model, inputs, metric, steps=STEPS, most=STEPS).scores[0]
         else:
             given_T = gradient_x_input(model, inputs, metric)[0]
-        return np.array([sum(float(s) for s, at in zip(given_T, offsets) if at and at[0] < end and start < at[1]) for start, end in parts.ranges])
+        return _summed(given_T.tolist(), offsets, parts)
 
     return scores
+
+
+def by_attention(asked: Asked) -> Method:
+    """Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928): how much of each token the answer's position has looked at through all layers, heads
+    averaged, half of each layer passing through; of an encoder the mean over positions. The same for every label: a floor, not an explanation.
+
+    Raises UsageError for a channel."""
+    if asked.loaded.head == "channel":
+        raise UsageError("attention of a channel's answer", allowed="a classifier", fix="take occlusion")
+
+    def scores(text: str, parts: Units, label: int) -> np.ndarray:
+        tokens, offsets = located(asked, text)
+        with torch.no_grad(), tap(asked.loaded.model, "layers.*.attn.pattern") as seen:
+            asked.loaded.model(input_ids=torch.tensor([tokens]), attention_mask=torch.ones(1, len(tokens), dtype=torch.long))
+        rolled_TT = torch.eye(len(tokens))
+        for pattern_BHTS in seen.all().values():
+            rolled_TT = (pattern_BHTS[0].mean(0).float() + torch.eye(len(tokens))) / 2 @ rolled_TT
+        looked_T = rolled_TT[-1] if asked.loaded.kind == "causal" else rolled_TT.mean(0)
+        return _summed(looked_T.tolist(), offsets, parts)
+
+    return scores
+
+
+def _summed(given_T: Sequence[float], offsets: Sequence[tuple[int, int] | None], parts: Units) -> np.ndarray:
+    """Scores of tokens, summed over the tokens of each unit."""
+    return np.array([sum(score for score, at in zip(given_T, offsets) if at and at[0] < end and start < at[1]) for start, end in parts.ranges])
 
 
 def located(asked: Asked, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:

@@ -16,6 +16,7 @@ import torch
 
 from knowhow.errors import UsageError
 from knowhow.explain.sweep import Metric
+from knowhow.model.loaded import has_gradients
 from knowhow.model.taps import Edit, tap
 
 Inputs = Mapping[str, Any]
@@ -96,6 +97,13 @@ def answered(logits: torch.Tensor, answer: int | None) -> torch.Tensor:
     return logits if logits.ndim == 2 or answer is None else logits[:, answer]
 
 
+def check_gradients(model: torch.nn.Module) -> None:
+    """Raises UsageError for a model whose integer kernels have no gradient."""
+    if not has_gradients(model):
+        fix = "take occlusion, patching or edges by ablation, which are exact there, or the model from before quantisation"
+        raise UsageError("gradients of a model with integer kernels", allowed="a model of floating-point weights", fix=fix)
+
+
 def shares(steps: int) -> list[float]:
     """Where gradients are taken on the way from base to source: at the base for one step."""
     if steps < 1:
@@ -106,6 +114,7 @@ def shares(steps: int) -> list[float]:
 def _site_gradients(
     model: torch.nn.Module, base: Inputs, source: Inputs, metric: Metric, patterns: tuple[str, ...], answer: int | None, share: float
 ) -> dict[str, torch.Tensor]:
+    check_gradients(model)
     with torch.enable_grad(), tap(model, *patterns, edits=[between(model, base, source, share)], grad=True) as seen:
         total = metric(answered(model(**base).logits, answer)).sum()
     values = seen.all()
@@ -131,6 +140,7 @@ def _gradient(
     model: torch.nn.Module, inputs: Inputs, metric: Callable[[torch.Tensor], torch.Tensor], embedded_BTD: torch.Tensor, answer: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(gradient of the metric by the embeddings BTD, the metric B) where the embeddings are these."""
+    check_gradients(model)
     leaf_BTD = embedded_BTD.detach().clone().requires_grad_()
     with torch.enable_grad(), tap(model, edits=[Edit("embed", lambda _: leaf_BTD)]):
         value_B = metric(answered(model(**inputs).logits, answer))

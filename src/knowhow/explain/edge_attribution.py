@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from knowhow.errors import UsageError
-from knowhow.explain.attribution import Inputs, answered, between, shares
+from knowhow.explain.attribution import Inputs, answered, between, check_gradients, shares
 from knowhow.explain.edges import Reader, order, readers
 from knowhow.explain.sweep import Metric
 from knowhow.model.sites import body
@@ -91,6 +91,7 @@ def reader_gradients(model: torch.nn.Module, base: Inputs, source: Inputs, metri
     """Gradient of the metric by the stream, through each reader alone (and LOGITS): BTD, where the run is at `share` of the way from `base` to `source`.
 
     From the reader's own value back to what it read, never past it."""
+    check_gradients(model)
     parts = body(model)
     middle = "resid_mid" if parts.anatomy.mid is not None else "resid_pre"
     kinds = ("resid_pre", middle, "attn.q", "attn.k", "attn.v", "mlp.in")

@@ -88,7 +88,7 @@ def class_logits(
     done = 0
     with _evaluating(loaded, precision):
         for rows in like_lengths([len(row) for row in tokens], batch_tokens):
-            tokens_BT, mask_BT = _right_padded(loaded, [tokens[row] for row in rows])
+            tokens_BT, mask_BT = right_padded(loaded, [tokens[row] for row in rows])
             logits_BC = loaded.model(input_ids=tokens_BT, attention_mask=mask_BT).logits
             out[rows] = logits_BC.float().cpu().numpy()
             done += len(rows)
@@ -116,7 +116,7 @@ def lm_nll(
     room = max(1, min(batch_tokens, LOGITS_LIMIT // loaded.model.get_input_embeddings().weight.shape[0]))
     with _evaluating(loaded, precision):
         for rows in like_lengths([len(row) for row in tokens], room):
-            tokens_BT, mask_BT = _right_padded(loaded, [tokens[row] for row in rows])
+            tokens_BT, mask_BT = right_padded(loaded, [tokens[row] for row in rows])
             logits_BTV = loaded.model(input_ids=tokens_BT, attention_mask=mask_BT).logits[:, :-1].float()
             taken_BT = logits_BTV.gather(2, tokens_BT[:, 1:, None])[..., 0] - logits_BTV.logsumexp(2)
             lengths_B = torch.tensor([len(tokens[row]) for row in rows], device=taken_BT.device)
@@ -203,7 +203,7 @@ def _score(loaded: Loaded, rows: list[list[int]], answers: list[list[int]]) -> t
     return score_BC + taken.sum(1).view(len(rows), count)
 
 
-def _right_padded(loaded: Loaded, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def right_padded(loaded: Loaded, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """tokens_BT and mask_BT. A causal model never looks right, so it needs no mask (and attention without one is faster)."""
     width, device = max(1, *(len(row) for row in rows)), device_of(loaded.model)
     tokens_BT = torch.full((len(rows), width), loaded.tokenizer.pad_token_id)

@@ -11,6 +11,7 @@ import torch
 
 from knowhow.types import ModelRef
 
+_INTEGERS = "torch.ao.nn.quantized"
 Kind = Literal["causal", "encoder"]
 Head = Literal["lm", "classifier", "regressor", "channel"]
 
@@ -44,6 +45,11 @@ def digest_tensors(tensors: dict[str, torch.Tensor]) -> str:
 
 def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+def has_gradients(model: torch.nn.Module) -> bool:
+    """Whether gradients pass through every part: integer kernels have none (PyTorch would warn and give wrong ones)."""
+    return not any(module.__class__.__module__.startswith(_INTEGERS) for module in model.modules())
 
 
 def without_adapter(model: torch.nn.Module) -> torch.nn.Module:

@@ -11,7 +11,7 @@ from knowhow.report.asked import TASKS
 from knowhow.report.numbers import better_sign, count, decimal, in_order, items, metric_name, number, part, percent, signed, slice_name, span, with_interval
 from knowhow.report.text import clean
 from knowhow.report.verdict import SPECIALIST, find, gaps, headline_metric, judge, ranked
-from knowhow.types import EvalResult, Specialist, Task
+from knowhow.types import EvalResult, Finding, Specialist, Task
 
 SLICES = ("all", "deduplicated", "novel")
 INTERVAL = "95% interval"
@@ -83,12 +83,22 @@ def text(specialist: Specialist, extras: Mapping[str, Any], *, adapter: bool) ->
         ("Intended use", _use(specialist.task)),
         ("Limits", "\n".join(f"- {markdown(limit, 600)}" for limit in specialist.limits)),
         ("How sure it is", _sure(part(extras, "calibration"))),
+        ("What its answers rest on", _findings(specialist.findings)),
         ("What it forgot and memorised", _forgot(part(extras, "forgetting"), part(extras, "memorisation"))),
         ("Data", _data(recipe, part(extras, "audit"), part(extras, "vocabulary"))),
         ("Licence", _licence(specialist.licence, part(extras, "licences"))),
         ("How to load it", _load(specialist, adapter=adapter, channel=part(extras, "input").get("form") == "channel")),
     ]
     return "\n\n".join((f"## {title}\n\n{body}" if title else body) for title, body in sections if body) + "\n"
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    """Claims with what the intervention found, beside its control."""
+    rows = []
+    for one in findings:
+        verdict = one.verdict if one.verdict == "supported" else f"not supported ({one.verdict})"
+        rows.append((markdown(one.claim, 300), decimal(one.effect, 2), decimal(one.control, 2), verdict))
+    return table(("claim", "found", "control", "verdict"), rows) if rows else ""
 
 
 def header(specialist: Specialist, extras: Mapping[str, Any], *, adapter: bool) -> dict[str, Any]:

@@ -139,3 +139,20 @@ def heatmap(labels: Sequence[str], matrix: Sequence[Sequence[float]]) -> dict[st
         ink = alt.condition("datum.share > 0.5", alt.value(PAPER), alt.value(INK))
         layers.append(base.mark_text(fontSize=11.5).encode(text="label:N", color=ink))
     return spec(layers, max(120, (34 if len(labels) <= 14 else 18) * len(labels)), rows=cells)
+
+
+def grid(rows: Sequence[Row], row_title: str, column_title: str) -> dict[str, Any]:
+    """Cells {row, column, share, label, text, colour}: shade is `share` (0 to 1), `text` stands in the cell, `label` is told on hover."""
+    ordered = [list(dict.fromkeys(cell[key] for cell in clean_rows(rows))) for key in ("row", "column")]
+    axis = {"domain": False, "ticks": False, "grid": False, "labelLimit": 150}
+    x = alt.X("column:N", sort=ordered[1], title=column_title, axis=alt.Axis(orient="top", labelAngle=0, **axis))
+    base = on().encode(x=x, y=alt.Y("row:N", sort=ordered[0], title=row_title, axis=alt.Axis(**axis)))
+    tooltip = [alt.Tooltip("row:N", title=row_title), alt.Tooltip("column:N", title=column_title), alt.Tooltip("label:N", title="nats")]
+    shade = alt.FillOpacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.05, 1]), legend=None)
+    layers: list[Layer] = [
+        base.mark_rect(stroke=PAPER, strokeWidth=2, cornerRadius=3).encode(fillOpacity=shade, fill=alt.Fill("colour:N", scale=None), tooltip=tooltip)
+    ]
+    if len(ordered[1]) <= 14:
+        ink = alt.condition("datum.share > 0.5", alt.value(PAPER), alt.value(INK))
+        layers.append(base.mark_text(fontSize=11.5).encode(text="text:N", color=ink))
+    return spec(layers, max(80, 30 * len(ordered[0])), rows=rows)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from knowhow.report.behind import behind, tokens, unit_pieces
 from knowhow.report.numbers import decimal, items, number, percent, span
 from knowhow.report.parts import Sample, Section, Table
 from knowhow.report.read import Run
 from knowhow.report.text import clean, pieces, tones, valid_spans
 
 SHOWN = 8
-METHODS = ("method", "answers", "lost without", "random", "kept alone", "random", "IoU", "precision", "recall")
+METHODS = ("method", "answers", "lost without", "random", "kept alone", "random", "IoU", "precision", "recall", "distractors")
 
 
 def explanation(run: Run) -> Section:
@@ -46,15 +47,16 @@ def _methods(run: Run) -> tuple[Table, ...]:
             percent(number(row, "random_necessity_flips")),
             percent(_kept(row, "sufficiency_flips")),
             percent(_kept(row, "random_sufficiency_flips")),
-            *(decimal(number(row, key)) for key in ("iou", "precision", "recall")),
+            *(decimal(number(row, key)) for key in ("iou", "precision", "recall", "distractors")),
         )
         for row in rows[:20]
     )
     note = (
         "Lost without: answers that go when the lines are cut out; kept alone: answers that stay with nothing else; random: the same for as many random lines. "
-        "IoU, precision and recall: against the evidence that the data names. The page shows the evidence of the method that did best."
+        "IoU, precision and recall: against the evidence that the data names; distractors: "
+        "share of the marked lines that look like evidence and are none. The page shows the evidence of the method that did best."
     )
-    return (Table("Methods compared", METHODS, cells, frozenset(range(1, 9)), note),) if cells else ()
+    return (Table("Methods compared", METHODS, cells, frozenset(range(1, 10)), note),) if cells else ()
 
 
 def _kept(row: Mapping[str, Any], key: str) -> float | None:
@@ -70,6 +72,7 @@ def _worked(run: Run) -> tuple[tuple[str, tuple[Sample, ...]], ...]:
 def _sample(row: Mapping[str, Any], tone_of: Mapping[str, str]) -> Sample:
     text, label = str(row.get("text", "")), clean(row.get("label", ""), 120)
     marked = valid_spans(text, row.get("evidence"))
+    found, spoken = behind(row), tokens(row)
     return Sample(
         clean(row.get("id", ""), 80),
         label,
@@ -77,8 +80,10 @@ def _sample(row: Mapping[str, Any], tone_of: Mapping[str, str]) -> Sample:
         None,
         "",
         row.get("verdict") == "supported",
-        pieces(text, marked, tone_of),
+        ((found or spoken) and unit_pieces(text, row, marked, tone_of)) or pieces(text, marked, tone_of),
         _sentence(row, len(items(row, "evidence"))),
+        found,
+        spoken,
     )
 
 

@@ -50,12 +50,44 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of a worked example's text: `kind` names the evidence it shows, `tone` its colour class; `gap` marks text left out."""
+    """Part of a worked example's text: `kind` names the evidence it shows, `tone` its colour class; `gap` marks text left out;
+    `unit`: which unit of the text it is (−1: none), `heat` 0 to 9 how much it speaks for the answer, `told` what is said of it on hover."""
 
     text: str
     kind: str = ""
     tone: str = ""
     gap: bool = False
+    unit: int = -1
+    heat: int = 0
+    told: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of a worked answer's grid: `heat` −9 to 9, `told` is said on hover; `strong`: one of those that the answer needs most."""
+
+    heat: int
+    told: str
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What is behind a worked answer: a row of cells per layer, and `traces`, JSON: for each unit a heat per layer, or null where it was not traced."""
+
+    columns: tuple[str, ...]
+    layers: tuple[tuple[str, tuple[Cell, ...]], ...]
+    traces: str
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a written answer: `heats`, JSON, is how much each unit of the text speaks for it (0 to 9)."""
+
+    text: str
+    heats: str
+    told: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +102,8 @@ class Sample:
     right: bool
     pieces: tuple[Piece, ...]
     note: str = ""
+    behind: Behind | None = None
+    tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

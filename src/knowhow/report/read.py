@@ -29,6 +29,11 @@ FILES = {
     "package": "package/specialist/knowhow.json",
     "findings": "explain/findings.json",
     "methods": "explain/methods.json",
+    "inside": "explain/inside.json",
+    "diff": "explain/diff.json",
+    "circuit": "looked/circuit.json",
+    "features": "looked/features.json",
+    "influence": "looked/influence.json",
     "predictions": "verify/predictions.json",
 }
 LISTS = frozenset({"results", "findings", "methods", "predictions"})

@@ -18,7 +18,7 @@ from knowhow.files import append_jsonl, read_json, write_json
 from knowhow.model import infer, load
 from knowhow.stages import remember
 from knowhow.stages.common import Build, answers, context, encode, load_predictions, save_predictions, scorer
-from knowhow.types import EvalResult, Example, Predictions, Task
+from knowhow.types import DISTRACTOR, EvalResult, Example, Predictions, Task
 
 SAMPLES = 60
 TIMED_ROWS = 64
@@ -119,7 +119,7 @@ def write_samples(path: Path, answer: Predictions, test: Sequence[Example], task
         append_jsonl(path, {
             "id": example.id, "text": prompt_text(example, task), "gold": shown(example, task), "predicted": said(answer, at, task),
             "confidence": round(float(sure_N[at]), 4), "correct": bool(right_N[at]),
-            "evidence": [{"start": span.start, "end": span.end, "kind": span.kind} for span in example.evidence],
+            "evidence": [{"start": span.start, "end": span.end, "kind": span.kind} for span in example.evidence if span.kind != DISTRACTOR],
         })  # fmt: skip
 
 

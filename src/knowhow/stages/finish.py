@@ -15,7 +15,7 @@ from knowhow.model import label_tokens, load
 from knowhow.report import page
 from knowhow.stages.common import Build
 from knowhow.stages.evaluate import specialist
-from knowhow.types import EvalResult, Interval, ModelRef, Specialist
+from knowhow.types import EvalResult, Finding, Interval, ModelRef, Specialist
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy", "scikit-learn", "lightgbm", "datasets")
 
@@ -30,7 +30,7 @@ def package(build: Build, folder: Path) -> None:
     estimate = _optional(build.run.path("estimate.json")) or {}
     licence = build.recipe.package.licence or estimate.get("licences", {}).get("licence") or "other"
     results = tuple(_result(row) for row in read_json(build.run.path("evaluate", "results.json")))
-    made = Specialist(build.recipe.name, ref, build.task, results, (), (), tuple(limits(build)), licence, {})
+    made = Specialist(build.recipe.name, ref, build.task, results, findings(build), (), tuple(limits(build)), licence, {})
     extras = {
         "recipe": read_json(build.run.path("recipe.json")),
         "calibration": _calibration(build),
@@ -50,6 +50,13 @@ def package(build: Build, folder: Path) -> None:
 def _calibration(build: Build) -> dict[str, Any] | None:
     found = _optional(build.run.path("evaluate", "calibration.json"))
     return found and {**found["fitted"], "temperature": found["temperature"]}
+
+
+def findings(build: Build) -> tuple[Finding, ...]:
+    """What the explain stage claimed and tested, of answers and of parts."""
+    inside = _optional(build.run.path("explain", "inside.json")) or {}
+    rows = [*read_json(build.run.path("explain", "findings.json")), *inside.get("findings", [])]
+    return tuple(Finding(**{**row, "interval": Interval(**row["interval"]), "evidence": tuple(row["evidence"])}) for row in rows)
 
 
 def limits(build: Build) -> list[str]:

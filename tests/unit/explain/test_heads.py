@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from knowhow.errors import UsageError
-from knowhow.explain.heads import HeadScores, attention_to, composition, factors, head_scores, kurtosis, massive, repeated_tokens, spectra, targets
+from knowhow.explain.heads import HeadScores, attention_to, head_scores, kurtosis, massive, repeated_tokens, targets
+from knowhow.explain.spectra import composition, factors, spectra
 from knowhow.model import toys
 from knowhow.model.quiet import quiet
 from knowhow.model.replay import Recording, record

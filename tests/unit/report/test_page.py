@@ -83,6 +83,15 @@ def test_evidence_says_what_was_shown_and_what_was_not(plain: Path) -> None:
     assert "Not supported: without" in page_text
 
 
+def test_parts_stand_beside_their_control_and_unsupported_is_said(plain: Path) -> None:
+    shown = outline(plain)
+    text = " ".join(" ".join(shown.text).split())
+    assert "What 20 right answers lose without a part" in text
+    assert "not supported (undecided)" in text
+    assert "head 1 of layer 1 previous token, induction 0.80 0.10 0.50 0.05" in text
+    assert "The answer stands after layer 2" in text
+
+
 def test_self_contained_small_and_reproducible(plain: Path, tmp_path: Path) -> None:
     assert plain.stat().st_size < 3_000_000
     for tag, attrs in outline(plain).tags:
@@ -125,7 +134,7 @@ def test_every_chart_has_a_place_a_sentence_and_its_data(plain: Path) -> None:
     specs = json.loads(made.scripts[0])
     places = [attrs for tag, attrs in made.tags if "data-chart" in attrs]
     assert {attrs["data-chart"] for attrs in places} == set(specs)
-    assert len(specs) == 16
+    assert len(specs) == 18
     for attrs in places:
         assert attrs["role"] == "img"
         assert len(attrs["aria-label"] or "") > 15
