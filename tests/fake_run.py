@@ -266,6 +266,8 @@ def explained(folder: Path, rows: list[dict[str, object]], hostile: bool) -> Non
         }  # fmt: skip
     save_lines(folder / "explain/evidence.jsonl", made)
     save(folder / "explain/inside.json", inside(claim, interval))
+    save(folder / "explain/diff.json", changed(interval))
+    looked(folder, interval, claim)
 
 
 def inside(claim: str, interval: dict[str, float]) -> dict[str, object]:
@@ -284,6 +286,45 @@ def inside(claim: str, interval: dict[str, float]) -> dict[str, object]:
         "heads": [{"layer": layer, "head": head, **(scores if layer == 1 else dict.fromkeys(scores, 0.1))} for layer in range(4) for head in range(3)],
         "stream": [{"layer": layer, "sink": 0.2, "kurtosis": 3.1, "massive": layer == 2} for layer in range(4)],
     }  # fmt: skip
+
+
+def changed(interval: dict[str, float]) -> dict[str, object]:
+    sizes = {"norm": 1.0, "relative": 0.12, "share": 0.05, "parameters": 0.04}
+    shape = {"stable_rank": 4.0, "stable_rank_random": 60.0, "left": 0.4, "left_random": 0.03}
+    parts = [("attn", None), ("mlp", None), ("head", 0), ("head", 1)]
+    effect = {"drop": interval, "control": interval, "beyond": interval, "gain": None}
+    cells = [
+        {"name": f"layers.{layer}.{kind}", "kind": kind, "layer": layer, "head": head, "size": sizes, "effect": effect}
+        for layer in range(3)
+        for kind, head in parts
+    ]
+    kept = [{**interval, "value": value} for value in (0.0, 0.6, 1.0)]
+    return {
+        "specialist": interval, "base": interval, "gap": interval, "components": cells, "layers": {},
+        "curves": [{"order": "effect", "names": ["a", "b"], "counts": [0, 1, 2], "kept": kept, "needed": 2}],
+        "roles": {"moved": [{"layer": 1, "head": 2, "score": "previous", "before": 0.1, "after": 0.6, "change": interval, "p": 0.001, "sure": True}]},
+        "weights": [{"name": "layers.0.attn.q", "kind": "q", "layer": 0, "head": None, "size": sizes, "shape": shape}],
+    }  # fmt: skip
+
+
+def looked(folder: Path, interval: dict[str, float], text: str) -> None:
+    points = [{"share": share, "edges": 5, "mean": share / 2, **interval, "value": share} for share in (0.01, 0.1, 1.0)]
+    save(folder / "looked/circuit.json", {
+        "pairs": [8, 8], "against": "their twins", "circuit": {"edges": [["embed", "a0.h0.q"], ["m1", "logits"]], "possible": 90},
+        "share": 0.02, "reached": True,
+        "faithfulness": interval, "complement": interval, "curve": {"points": points, "cpr": interval, "cmd": interval},
+        "control": {"points": points, "p": 0.1, "draws": 9},
+        "minimality": {"edges": [{"sender": text, "reader": "logits", "p": 0.1, **interval}], "needed": 0.5},
+    })  # fmt: skip
+    row = {"id": text, "label": "rat", "score": 0.4, "text": text}
+    answer = {"id": "7", "label": "rat", "text": text, "helped": [row], "hurt": [row], "also_alike": 1}
+    save(folder / "looked/influence.json", {"method": "TracIn over 5 checkpoints", "rows": 100, "of": 200, "answers": [answer], "self": [row]})
+    way = {"name": "dictionary", "active": 32, "recovered": interval, "unexplained": interval}
+    strong = {"feature": 3, "label": "rat", "auc": 0.9, "neuron_auc": 0.8, "effect": 1.2, "control": 0.1, "verdict": "supported", "example": text}
+    save(
+        folder / "looked/features.json",
+        {"dictionaries": [{"name": "layers.2.resid_post", "dead": 0.1, "kept": [way, {**way, "name": "neurons"}], "strongest": [strong]}]},
+    )
 
 
 def package(hostile: bool) -> dict[str, object]:

@@ -152,6 +152,22 @@ def explain(
 
 
 @app.command()
+def look(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run's name or folder.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="circuit, features, or influence (the training rows behind answers).")],
+    sets: Sets = None,
+    runs: Runs = RUNS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look deeper into a run: circuit, features, training rows."""
+    from knowhow.commands import deeper as command
+    from knowhow.commands.output import Output
+
+    command.look(run, what, sets or (), runs, Output(json, quiet))
+
+
+@app.command()
 def diff(
     first: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")],
     second: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],

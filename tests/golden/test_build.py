@@ -3,80 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small import built, recipe, silent
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from knowhow import run
 from knowhow.data.store import Examples
 from knowhow.errors import GateError, Interrupted, UsageError
 from knowhow.files import read_json, read_jsonl
-from knowhow.model import channel, toys
-from knowhow.recipe import FieldsSpec, Recipe
-from knowhow.specialist import ask, explain, open_specialist, predict_file
+from knowhow.model import channel
+from knowhow.recipe import FieldsSpec
+from knowhow.specialist import ask, open_specialist, predict_file
 from knowhow.stages.common import answers, load_predictions
-from knowhow.types import Example
-
-WORDS = {"warm": ["sun", "fire", "summer", "desert"], "cold": ["ice", "snow", "winter", "frost"]}
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Nothing to draw."""
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory) -> Callable[[str], str]:
-    folder = tmp_path_factory.mktemp("bases")
-
-    def base(family: str) -> str:
-        if not (folder / family).is_dir():
-            toys.twin(family, folder / family)
-        return str(folder / family)
-
-    return base
-
-
-def rows(task: str, count: int = 160) -> list[dict[str, Any]]:
-    random = np.random.default_rng(0)
-    made = []
-    for at in range(count):
-        label = "warm" if at % 2 else "cold"
-        text = " ".join(random.choice(WORDS[label] + ["the", "a", "of", "and"], size=random.integers(4, 12))) + f" number {at}"
-        extra: dict[str, Any] = {"label": label}
-        if task == "regress":
-            extra = {"label": float(len(text)) + 0.5}
-        if task == "generate":
-            extra = {"completion": label}
-        if task == "score":
-            extra = {"label": label, "pair": "is it warm or cold?"}
-        if task == "many":
-            extra = {"label": [label, "odd"] if at % 4 < 2 else [label]}
-        made.append({"text": text, **extra})
-    return made
-
-
-def recipe(folder: Path, base: str, task: str = "classify", **phase: Any) -> Recipe:
-    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows(task)))
-    kind = {"many": "classify"}.get(task, task)
-    objective = "sft" if task == "generate" else "classify"
-    return Recipe(
-        name=f"tiny-{task}",
-        task={"kind": kind, "many": task == "many"},
-        base={"model": base},
-        data={"train": str(folder / "rows.jsonl"), "canaries": 2, "split": {"valid": 0.2, "test": 0.25}},
-        adapt=[{"objective": objective, "steps": 20, "checkpoint_every": 5, "batch_tokens": 512, "microbatch_tokens": 256, "lr": 3e-3, **phase}],
-        evaluate={"draws": 100},
-        explain={"examples": 2},
-    )
-
-
-def built(recipe: Recipe, folder: Path, *, resume: bool = False, progress: Any = silent) -> run.RunResult:
-    return run.build(recipe, runs=folder / "runs", resume=resume, start_from=None, progress=progress, root=folder)
 
 
 @pytest.mark.parametrize("task", ["classify", "many", "regress", "generate", "score"])
@@ -259,45 +201,3 @@ def test_the_label_token_form_answers_like_the_classifier(tmp_path, bases):
         labels = tokenizer.convert_tokens_to_ids(["<|label:cold|>", "<|label:warm|>"])
         logits = model(**batch).logits[0, -1, labels]
         assert torch.allclose(logits, classifier(**batch).logits[0], atol=1e-5)
-
-
-def test_answers_come_with_evidence_that_was_tested(tmp_path: Path, bases: Callable[[str], str]) -> None:
-    words = {"warm": "fire", "cold": "snow"}
-    lines = ["a door", "a walk", "a clock", "a bird", "a stone"]
-    random = np.random.default_rng(1)
-    made = []
-    for at in range(200):
-        label = "warm" if at % 2 else "cold"
-        text = [*random.permutation(lines)[:3], f"and {words[label]}"]
-        made.append({"text": "\n".join(random.permutation(text)) + f"\n{at}", "label": label})
-    (tmp_path / "lines.jsonl").write_text("\n".join(json.dumps(row) for row in made))
-    asked = recipe(tmp_path, bases("llama"), steps=150).model_copy(update={"name": "lines"})
-    asked = Recipe.model_validate({**asked.model_dump(), "data": {"train": str(tmp_path / "lines.jsonl"), "canaries": 0}, "explain": {"examples": 8}})
-    done = run.build(asked, runs=tmp_path / "runs", resume=False, start_from=None, progress=silent, root=tmp_path)
-    folder = done.run.path("explain")
-    rows = list(read_jsonl(folder / "evidence.jsonl"))
-    assert len(rows) == 8
-    held = [row for row in rows if row["verdict"] == "supported"]
-    # one of two labels may be what the model says when nothing speaks against it: then no line carries it, and the verdict says so
-    assert held
-    hits = [any(word in row["text"][span["start"] : span["end"]] for span in row["evidence"] for word in words.values()) for row in held]
-    assert np.mean(hits) >= 0.75
-    findings = {row["claim"]: row for row in read_json(folder / "findings.json")}
-    lost = next(row for claim, row in findings.items() if claim.startswith("Without the marked lines"))
-    assert lost["effect"] > lost["control"]
-    assert {row["method"] for row in read_json(folder / "methods.json")} == {"occlusion", "gradient x input", "integrated gradients", "attention", "random"}
-    inside = read_json(folder / "inside.json")
-    assert {(cell["part"], cell["head"]) for cell in inside["map"]} == {("attn", 0), ("mlp", 0), *(("head", head) for head in range(4))}
-    assert inside["map"][0]["low"] <= inside["map"][0]["fall"] <= inside["map"][0]["high"]
-    assert [len(row["inside"]["lens"]) for row in rows] == [len(inside["lens"])] * 8
-    assert rows[0]["inside"]["lens"][-1] == pytest.approx(rows[0]["logit"], abs=1e-3), "the last layer's lens is the answer itself"
-    assert "What answers rest on" in done.report.read_text()
-    assert "Where the skill lives" in done.report.read_text()
-    told_of = read_json(done.specialist / "knowhow.json")["findings"]
-    assert [row["claim"] for row in told_of] == [*findings, *(row["claim"] for row in inside["findings"])]
-    opened = open_specialist(str(done.specialist), tmp_path / "runs")
-    told = list(explain(opened, [Example("7", "a door\nand fire\na bird")], silent))
-    assert [row["label"] for row in told] == ["warm"]
-    assert told[0]["evidence"]
-    with pytest.raises(UsageError, match="two words"):
-        list(explain(opened, [Example("8", "fire")], silent))

@@ -17,6 +17,7 @@ FROZEN = {
     "explain": "MODEL --text --data --example --set --runs --json --quiet",
     "init": "--data --base --task --set --out --yes --json --quiet",
     "inspect": "DATA --set --json --quiet",
+    "look": "RUN WHAT --set --runs --json --quiet",
     "predict": "MODEL FILE --out --set --runs --json --quiet",
     "pretrain": "RECIPE --set --resume --runs --json --quiet",
     "report": "RUN --runs --json --quiet",

@@ -14,6 +14,7 @@ import torch
 from knowhow.errors import UsageError
 from knowhow.explain.attribution import gradient_x_input, integrated_gradients
 from knowhow.explain.evidence import Method, Scorer, Units
+from knowhow.explain.sweep import Metric
 from knowhow.model import channel, infer
 from knowhow.model.loaded import Loaded
 from knowhow.model.taps import tap
@@ -59,6 +60,25 @@ class Asked:
     def rows(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each text, as the model reads them."""
         return infer.encode(self.loaded.tokenizer, [(self.before + text).rstrip() for text in texts], context=self.context, truncate=self.truncate)
+
+    def metric(self, labels: Sequence[int]) -> Metric:
+        """`margins` as a function of logits BC, for interventions that give those."""
+        own_B = torch.tensor(list(labels))
+
+        def metric(logits_BC: torch.Tensor) -> torch.Tensor:
+            at_B, own = torch.arange(len(own_B), device=logits_BC.device), own_B.to(logits_BC.device)
+            held_B = logits_BC[at_B, own]
+            if self.many:
+                return held_B - torch.tensor(self.cuts).to(held_B)[own]
+            return held_B - logits_BC.scatter(1, own[:, None], -torch.inf).max(1).values
+
+        return metric
+
+    def inputs(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Rows side by side, the padding marked (a causal model needs no mask; means and head scores do)."""
+        tokens_BT, _ = infer.right_padded(self.loaded, rows)
+        lengths_B1 = torch.tensor([len(row) for row in rows], device=tokens_BT.device)[:, None]
+        return {"input_ids": tokens_BT, "attention_mask": (torch.arange(tokens_BT.shape[1], device=tokens_BT.device) < lengths_B1).long()}
 
     def answers(self, rows: Sequence[Sequence[int]], label: int | None = None) -> np.ndarray:
         """Logits NC; with `label` only its column need be right."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from knowhow.errors import UsageError
 from knowhow.explain.attribution import Inputs, answered, between, check_gradients, shares
+from knowhow.explain.circuits.ports import check_adds
 from knowhow.explain.edges import Reader, order, readers
 from knowhow.explain.sweep import Metric
 from knowhow.model.sites import body
@@ -22,7 +22,6 @@ from knowhow.model.taps import tap
 from knowhow.protocols import Progress
 
 LOGITS = "logits"
-_RMS = ("gemma2", "gemma3_text", "olmo2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +68,7 @@ def contributions(model: torch.nn.Module, inputs: Inputs) -> dict[str, torch.Ten
 
     Raises UsageError for families that norm a head's output together with the others' (gemma2, olmo2, BERT): no head has a share of its own there."""
     parts = body(model)
-    if parts.root.config.get_text_config().model_type in _RMS or not parts.anatomy.added_mid:
-        fix = "take node_attribution, or reader_gradients with differences of your own"
-        raise UsageError("heads of a family that norms what they add", allowed="families whose heads add to the stream one by one", fix=fix)
+    check_adds(parts)
     with tap(model, "layers.0.resid_pre", "layers.*.attn.z", "layers.*.mlp.out") as seen:
         model(**inputs)
     found = {"embed": seen["layers.0.resid_pre"]}

@@ -21,7 +21,7 @@ Scorer = Callable[[Sequence[str], int], np.ndarray]
 """(N texts, label's column) → how far each speaks for the label, N in nats: above 0 the label is the answer."""
 Method = Callable[[str, "Units", int], np.ndarray]
 """(text, its units, label's column) → a score for each unit, U: how much it speaks for the label."""
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 @dataclass(frozen=True, slots=True)

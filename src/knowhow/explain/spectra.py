@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from knowhow.errors import UsageError
+from knowhow.explain.circuits.ports import BY_BLOCKS, BY_HEADS, SEPARATE
 from knowhow.explain.heads import at_rest
 from knowhow.explain.lens import pulled_back
 from knowhow.model.loaded import device_of
@@ -106,25 +107,18 @@ def composition(model: torch.nn.Module) -> Composition:
     return Composition(*found.unbind(0), random=D**-0.5)
 
 
-_SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
-_BY_BLOCKS = ("c_attn", "qkv_proj", "Wqkv")
-"""Fused projections whose outputs are all queries, then all keys, then all values."""
-_BY_HEADS = ("query_key_value",)
-"""Fused projections whose outputs are, head by head, its query, key and value."""
-
-
 def _projections(parts: Body, layer: int, H: int, J: int) -> list[Tensor]:
     """Matrices HKD, JKD, JKD of a layer's queries, keys and values."""
     attention, D, device = parts.attention(layer), parts.root.config.get_text_config().hidden_size, device_of(parts.root)
     children = dict(attention.named_children())
-    for names in _SEPARATE:
+    for names in SEPARATE:
         if all(name in children for name in names):
             return [_matrix(children[name], D, device).view(heads, -1, D) for name, heads in zip(names, (H, J, J), strict=True)]
-    fused = [name for name in (*_BY_BLOCKS, *_BY_HEADS) if name in children]
+    fused = [name for name in (*BY_BLOCKS, *BY_HEADS) if name in children]
     if not fused:
-        raise UsageError(f"projections {', '.join(children)}", allowed=", ".join([*(" ".join(names) for names in _SEPARATE), *_BY_BLOCKS, *_BY_HEADS]))
+        raise UsageError(f"projections {', '.join(children)}", allowed=", ".join([*(" ".join(names) for names in SEPARATE), *BY_BLOCKS, *BY_HEADS]))
     matrix_OD = _matrix(children[fused[0]], D, device)
-    if fused[0] in _BY_HEADS:
+    if fused[0] in BY_HEADS:
         return list(matrix_OD.view(H, 3, -1, D).unbind(1))
     return list(matrix_OD.view(H + 2 * J, -1, D).split((H, J, J)))
 

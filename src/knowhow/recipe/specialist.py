@@ -174,6 +174,7 @@ class PhaseSpec(Section):
     evaluate_every: Count | None = Field(None, description="steps between validations; left out: ten times in the phase")
     patience: Count | None = Field(None, description="stop after so many validations without a better one; the best weights are kept")
     checkpoint_every: Count = Field(50, description="steps between checkpoints: at most so many are redone after a kill")
+    keep: int = Field(0, ge=0, le=200, description="weights kept at so many log-spaced steps: what `knowhow look RUN influence` reads training from")
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 autocast where the machine has it")
     compile: bool = Field(False, description="torch.compile: about a minute to warm up, then faster")
     head_lr: Positive | None = Field(None, description="learning rate of a fresh head; left out: the same as lr")
@@ -214,8 +215,18 @@ class EvaluateSpec(Section):
     few_shot: int = Field(0, ge=0, le=16, description="examples shown to the base model in its baseline")
 
 
+Look = Literal["circuit", "features", "influence"]
+
+
 class ExplainSpec(Section):
     examples: int = Field(20, ge=0, le=1000, description="answers whose evidence is sought and checked by taking it away; 0: none")
+    also: list[Look] = Field([], description="looks that take longer: the circuit, features of sites, the training rows behind answers")
+    pairs: int = Field(16, ge=4, le=1000, description="pairs of a text and its twin on which a circuit is sought")
+    sites: list[str] = Field(["layers.{middle}.resid_post"], min_length=1, description="where features are learned; {middle}: the number of the middle layer")
+    features: Count = Field(1024, description="features of a site")
+    feature_steps: Count = Field(500, description="optimizer steps of learning features, all sites at once")
+    answers: int = Field(4, ge=1, le=100, description="answers whose training rows are sought")
+    rows: Count = Field(2000, description="training rows that are asked about, drawn from all")
 
 
 class BudgetSpec(Section):

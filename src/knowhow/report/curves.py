@@ -86,3 +86,20 @@ def risk_coverage(rows: Sequence[Row], *, chosen: Row | None = None, target: flo
         layers += [point.mark_circle(color=WARN, size=130, opacity=1), point.mark_text(dy=-14, align="right", fontSize=12, color=INK).encode(text="label:N")]
     stated = [] if target is None else [{"risk": target, "label": f"stated risk {target:.1%}"}]
     return spec(layers, 330, rows=rows, target=stated, chosen=[chosen] if chosen else [])
+
+
+def faithful(own: Sequence[Row], random: Sequence[Row], height: int = 260) -> dict[str, Any]:
+    """Faithfulness of circuits {share, value, low, high} by size on a log axis, bands for intervals; `random` ones in grey; 1 is the whole model."""
+    values = [float(row[key]) for row in (*own, *random) for key in ("low", "high")] + [0.0, 1.0]
+    x = alt.X("share:Q", scale=alt.Scale(type="log"), title="share of all edges", axis=alt.Axis(grid=False, format="~%", tickCount=5))
+    y = alt.Y("value:Q", title="faithfulness", scale=linear(values, pad=0.05))
+    layers: list[Layer] = [on("whole").mark_line(strokeDash=[4, 4], strokeWidth=1.2, color=QUIET).encode(x=x, y=y)]
+    for name, rows, colour in (("random", random, OTHER), ("own", own, ACCENT)):
+        if rows:
+            base = on(name).encode(x=x, tooltip=[alt.Tooltip("share:Q", format=".1%"), alt.Tooltip("value:Q", title="faithfulness", format=".2f")])
+            layers += [
+                base.mark_area(color=colour, opacity=0.18).encode(y=alt.Y("low:Q", title="faithfulness"), y2="high:Q"),
+                base.mark_line(color=colour, strokeWidth=2.2, point={"color": colour, "size": 36, "filled": True}).encode(y=y),
+            ]
+    whole = [{"share": row["share"], "value": 1.0} for row in (own[0], own[-1])]
+    return spec(layers, height, whole=whole, own=own, random=random)

@@ -21,7 +21,7 @@ import markupsafe
 import vl_convert
 
 from knowhow.files import write_atomic
-from knowhow.report import asked, audit, examples, explanation, inside, provenance, read, results, training, trust
+from knowhow.report import asked, audit, changes, examples, explanation, inside, looked, provenance, read, results, training, trust
 from knowhow.report.diff import diff
 from knowhow.report.numbers import decimal, duration, metric_name, number, part, percent, signed, size, span
 from knowhow.report.parts import Section, Tile
@@ -44,6 +44,10 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...], Maker], ...] = (
     ("cost", "What it cost", ("measured",), training.cost),
     ("explanation", "What answers rest on", ("findings",), explanation.explanation),
     ("inside", "Where the skill lives", ("inside",), inside.inside),
+    ("changes", "What training changed", ("diff",), changes.changes),
+    ("circuit", "The circuit behind the answers", ("circuit",), looked.circuit),
+    ("features", "Features", ("features",), looked.features),
+    ("influence", "Training rows behind answers", ("influence",), looked.influence),
     ("predictions", "Predicted and measured", ("predictions",), provenance.predictions),
     ("examples", "Worked examples", ("samples",), examples.examples),
     ("specialist", "The specialist", ("package",), provenance.specialist),

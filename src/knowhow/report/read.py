@@ -69,7 +69,8 @@ def load(folder: Path) -> Run:
     for key, name in FILES.items():
         content = _content(folder / name, list if key in LISTS else dict)
         if isinstance(content, str):
-            why[key] = content.format(name=name)
+            asked = f"not asked for: `knowhow look {folder.name} {key}`"
+            why[key] = asked if name.startswith("looked/") and not (folder / name).exists() else content.format(name=name)
         else:
             files[key] = content
     if not (folder / FILES["run"]).is_file() and not (folder / FILES["recipe"]).is_file():

@@ -17,7 +17,7 @@ from knowhow.stages.phase import Phase, plan, train_once
 
 
 def work(build: Build, folder: Path) -> None:
-    """Leaves choices.json, trace.jsonl and per phase model/ (adapter/ too, for LoRA)."""
+    """Leaves choices.json, trace.jsonl and per phase model/ (adapter/ too, for LoRA; kept/ where weights were kept)."""
     parent = build.base
     for number, spec in enumerate(build.recipe.adapt):
         phase = Phase(build, spec, number, folder / f"phase-{number}", parent)
@@ -54,5 +54,7 @@ def run_phase(phase: Phase) -> None:
     shutil.copyfile(phase.folder / f"lr-{best}" / "trace.jsonl", phase.folder / "trace.jsonl")
     choice = {"phase": phase.number, "objective": phase.spec.objective, "lr": decided["lrs"][best], "steps": decided["steps"], "tried": results}
     write_json(phase.folder / "done.json", choice)
+    if (phase.folder / f"lr-{best}" / "kept").is_dir():
+        (phase.folder / f"lr-{best}" / "kept").rename(phase.folder / "kept")
     for at in range(len(results)):
         shutil.rmtree(phase.folder / f"lr-{at}")

@@ -19,16 +19,16 @@ from knowhow.recipe import BaseSpec
 from knowhow.stages.cases import cases, written
 from knowhow.stages.common import Build, context
 from knowhow.stages.evaluate import specialist
-from knowhow.stages.inside import look
+from knowhow.stages.inside import changed, look
 from knowhow.stages.methods import SHARE, compare, findings, row
 from knowhow.types import Task
 
-FITTED = 8
+FITTED = 12
 """Answers of validation on which methods choose."""
 
 
 def work(build: Build, folder: Path) -> None:
-    """Leaves findings.json, methods.json, inside.json and evidence.jsonl."""
+    """Leaves findings.json, methods.json, inside.json, diff.json and evidence.jsonl."""
     spec, task, seed = build.recipe.explain, build.task, build.recipe.seed
     write_json(folder / "findings.json", [])
     if spec.examples and task.kind == "generate":
@@ -44,6 +44,7 @@ def work(build: Build, folder: Path) -> None:
     write_json(folder / "findings.json", [asdict(finding) for finding in findings(compared, right, seed)])
     told, behind = look(asked, right, seed, build.progress)
     write_json(folder / "inside.json", told | {"findings": [asdict(finding) for finding in told["findings"]]})
+    write_json(folder / "diff.json", changed(build, asked, right))
     (folder / "evidence.jsonl").unlink(missing_ok=True)  # what a killed build had begun
     for at, (case, found) in enumerate(zip(right, compared.best.checked, strict=True)):
         inside = {"inside": behind[at]} if at < len(behind) else {}

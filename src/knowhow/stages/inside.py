@@ -6,7 +6,7 @@ Shape letters: N answers, L layers, H heads, P parts, U units, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,19 +15,24 @@ import torch
 
 from knowhow.errors import UsageError
 from knowhow.explain.asking import Asked, located
+from knowhow.explain.diff.compare import Budget, diff
 from knowhow.explain.heads import head_scores, kurtosis, massive, repeated_tokens
 from knowhow.explain.lens import logit_lens
 from knowhow.explain.places import Place, PlaceEffects, means, place_effects, places
 from knowhow.explain.sweep import sweep
 from knowhow.maths.statistics import bootstrap, weighted_mean
 from knowhow.model import infer
+from knowhow.model.load import load
 from knowhow.model.replay import record
 from knowhow.protocols import Progress
 from knowhow.stages.cases import Case
+from knowhow.stages.common import Build
 from knowhow.types import Finding, Interval
 
 HEADS, TRACED, POSITIONS = 8, 3, 48
 """Answers whose heads are taken out one by one, answers that are traced against their twin, and the most positions of one trace."""
+CHANGED = Budget(rows=12, fewer=6, points=4, random_orders=1)
+"""Answers on which base and specialist are held against each other; a build has no limit in seconds, for its bytes must not hang on the machine."""
 PERIOD = 32
 METHOD = "mean ablation"
 
@@ -37,7 +42,7 @@ def look(asked: Asked, cases: Sequence[Case], seed: int, progress: Progress) -> 
     model = asked.loaded.model
     rows = asked.rows([case.parts.text for case in cases])
     labels = [case.label for case in cases]
-    batches = [_inputs(asked, [rows[at] for at in some]) for some in infer.like_lengths([len(row) for row in rows], 8192)]
+    batches = [asked.inputs([rows[at] for at in some]) for some in infer.like_lengths([len(row) for row in rows], 8192)]
     mean = means(model, batches)
     wanted = places(model)
     whole = [place for place in wanted if place.part != "head"]
@@ -64,6 +69,20 @@ def look(asked: Asked, cases: Sequence[Case], seed: int, progress: Progress) -> 
     lens_NL = np.array([one["lens"] for one in behind])
     told["lens"] = [asdict(_interval(lens_NL[:, layer], seed)) | {"layer": layer} for layer in range(lens_NL.shape[1])]
     return told, behind
+
+
+def changed(build: Build, asked: Asked, cases: Sequence[Case]) -> dict[str, Any]:
+    """What training changed, base against specialist (see explain/diff/compare.py); `why` where there is nothing to compare."""
+    if asked.loaded.head == "channel":
+        return {"why": "a channel's answer compares several passes: base and specialist are not held against each other part by part"}
+    some = cases[: CHANGED.rows]
+    rows, metric = asked.rows([case.parts.text for case in some]), asked.metric([case.label for case in some])
+    base = load(build.base, revision=build.recipe.base.revision, seed=build.recipe.seed)
+    try:
+        found = diff(base.model, asked.loaded.model, rows, metric, budget=CHANGED, seed=build.recipe.seed, progress=build.progress)
+    except UsageError as error:
+        return {"why": f"base and specialist cannot be compared: {error.got}"}
+    return found.row()
 
 
 def carried(effects: PlaceEffects, seed: int) -> list[Finding]:
@@ -105,7 +124,7 @@ def _grid(effects: PlaceEffects, answer: int, parts: Sequence[str] | None) -> li
 
 def _habits(asked: Asked, rows: Sequence[Sequence[int]], seed: int) -> dict[str, Any]:
     """Head roles and what the stream looks like, on the texts of the answers; induction on repeated random tokens of the same texts."""
-    model, inputs = asked.loaded.model, _inputs(asked, rows)
+    model, inputs = asked.loaded.model, asked.inputs(rows)
     scores = head_scores(model, inputs).means
     known = sorted({token for row in rows for token in row})
     period = min(PERIOD, len(known), asked.context // 2)
@@ -134,13 +153,8 @@ def _lens(asked: Asked, row: Sequence[int], label: int) -> list[float]:
     """The answer's margin if each layer were the last, by the specialist's own head; none for a channel, which has no head."""
     if asked.loaded.head == "channel":
         return []
-    logits_LC = logit_lens(record(asked.loaded.model, _inputs(asked, [row])))[:, 0].double()
-    if asked.many:
-        margin_L = logits_LC[:, label] - asked.cuts[label]
-    else:
-        others_LC = logits_LC.clone()
-        others_LC[:, label] = -torch.inf
-        margin_L = logits_LC[:, label] - others_LC.max(1).values
+    logits_LC = logit_lens(record(asked.loaded.model, asked.inputs([row])))[:, 0]
+    margin_L = asked.metric([label] * len(logits_LC))(logits_LC)
     return [round(float(value), 4) for value in margin_L]
 
 
@@ -161,16 +175,7 @@ def _trace(asked: Asked, case: Case) -> list[list[float | None]] | None:
     first = int(np.flatnonzero(case.edited_U)[0])
     chosen = {unit: where if case.edited_U[unit] else where[-1:] for unit, where in at_unit.items() if unit >= first and where}
     positions = sorted({at for where in chosen.values() for at in where})[-POSITIONS:]
-    label = case.label
-
-    def metric(logits_BC: torch.Tensor) -> torch.Tensor:
-        if asked.many:
-            return logits_BC[:, label]
-        others_BC = logits_BC.clone()
-        others_BC[:, label] = -torch.inf
-        return logits_BC[:, label] - others_BC.max(1).values
-
-    found = sweep(asked.loaded.model, _inputs(asked, [other]), _inputs(asked, [row]), metric=metric, positions=positions)
+    found = sweep(asked.loaded.model, asked.inputs([other]), asked.inputs([row]), metric=asked.metric([case.label]), positions=positions)
     effect_LP = found.effect[0]
     cells: list[list[float | None]] = [[None] * len(case.parts.ranges) for _ in range(len(effect_LP))]
     for unit, where in chosen.items():
@@ -178,13 +183,6 @@ def _trace(asked: Asked, case: Case) -> list[list[float | None]] | None:
         for layer in range(len(effect_LP)) if here else ():
             cells[layer][unit] = round(float(effect_LP[layer, here].max()), 4)
     return cells
-
-
-def _inputs(asked: Asked, rows: Sequence[Sequence[int]]) -> Mapping[str, torch.Tensor]:
-    """Rows side by side, the padding marked (a causal model needs no mask; means and head scores do)."""
-    tokens_BT, _ = infer.right_padded(asked.loaded, rows)
-    lengths_B1 = torch.tensor([len(row) for row in rows], device=tokens_BT.device)[:, None]
-    return {"input_ids": tokens_BT, "attention_mask": (torch.arange(tokens_BT.shape[1], device=tokens_BT.device) < lengths_B1).long()}
 
 
 def _interval(values_N: np.ndarray, seed: int) -> Interval:

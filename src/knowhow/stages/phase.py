@@ -207,6 +207,9 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
                     append_jsonl(trace, {"phase": phase.number, "step": step, **row})
                     if best.update(score, step):
                         checkpoint.save_weights(here / "best.safetensors", loaded.model)
+            if step in kept_steps(spec.keep, steps):
+                (here / "kept").mkdir(exist_ok=True)
+                checkpoint.save_weights(here / "kept" / f"{step}.safetensors", loaded.model)
             phase.build.progress(f"{label}, loss {info.loss:.3f}", step, steps)
             if spec.patience is not None and best.since >= spec.patience:
                 break
@@ -223,6 +226,11 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
             raise UsageError(f"training diverged: {error}", fix=f"lower the learning rate (it is {lr:g})", where=f"adapt.{phase.number}.lr") from error
         phase.build.run.log(stage="adapt", event="diverged", lr=lr, reason=str(error))
     write_json(here / "result.json", {"lr": lr, "score": best.score, "best_step": best.step, "steps": step})
+
+
+def kept_steps(keep: int, steps: int) -> frozenset[int]:
+    """Log-spaced steps from the first to the last."""
+    return frozenset(np.geomspace(1, steps, keep).round().astype(int).tolist()) if keep else frozenset()
 
 
 def validation(phase: Phase) -> Callable[[load.Loaded], tuple[dict[str, float], float]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from conftest import Lively
 
 from knowhow.errors import UsageError
 from knowhow.explain.patching import HOWS, ablate, contrast, patch, steer
 from knowhow.model.taps import At, Edit, tap
+
+Lively = Callable[..., torch.nn.Module]
 
 BASE, SOURCE = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 3, 11, 12]])}, {"input_ids": torch.tensor([[5, 6, 13, 8], [9, 14, 11, 12]])}
 

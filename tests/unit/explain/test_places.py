@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
-from conftest import Lively
 
 from knowhow.errors import UsageError
 from knowhow.explain.places import Place, _elsewhere, _to_mean, means, place_effects, places
 from knowhow.model.sites import body
 from knowhow.model.taps import tap
+
+Lively = Callable[..., torch.nn.Module]
 
 ROWS = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [5, 11, 3, 3]]), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]])}
 

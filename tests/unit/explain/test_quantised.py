@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Lively
 
 from knowhow.errors import UsageError
 from knowhow.explain.attribution import gradient_x_input, node_attribution
@@ -16,6 +16,8 @@ from knowhow.explain.places import means, place_effects, places
 from knowhow.explain.spectra import spectra
 from knowhow.explain.sweep import sweep
 from knowhow.model.taps import At, Edit, tap
+
+Lively = Callable[..., torch.nn.Module]
 
 BASE, SOURCE = {"input_ids": torch.tensor([[5, 6, 7, 8]])}, {"input_ids": torch.tensor([[5, 6, 13, 8]])}
 
@@ -58,5 +60,5 @@ def test_gradients_are_refused_with_what_to_do_instead(model: torch.nn.Module) -
         lambda: node_attribution(model, BASE, SOURCE, said),
         lambda: edge_attribution(model, BASE, SOURCE, said),
     ):
-        with pytest.raises(UsageError, match="integer kernels|norms what they add"):
+        with pytest.raises(UsageError, match=r"integer kernels|norms what they add"):
             call()

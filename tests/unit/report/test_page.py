@@ -134,7 +134,7 @@ def test_every_chart_has_a_place_a_sentence_and_its_data(plain: Path) -> None:
     specs = json.loads(made.scripts[0])
     places = [attrs for tag, attrs in made.tags if "data-chart" in attrs]
     assert {attrs["data-chart"] for attrs in places} == set(specs)
-    assert len(specs) == 18
+    assert len(specs) == 21
     for attrs in places:
         assert attrs["role"] == "img"
         assert len(attrs["aria-label"] or "") > 15

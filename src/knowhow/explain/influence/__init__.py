@@ -1,0 +1,1 @@
+"""Which training rows drove an answer: scores from gradients and curvature, and the retraining that tests them."""
