@@ -65,14 +65,18 @@ def test_answers_come_with_evidence_that_was_tested(tmp_path: Path, bases: Calla
 
 def test_a_finished_run_tells_its_circuit_and_its_training_rows(tmp_path: Path, bases: Callable[[str], str]) -> None:
     small = recipe(tmp_path, bases("llama"), steps=60, keep=3).model_dump()
-    asked = Recipe.model_validate({**small, "explain": {"examples": 4, "pairs": 8, "rows": 40, "answers": 2}})
+    asked = Recipe.model_validate({**small, "explain": {"examples": 4, "pairs": 8, "rows": 40, "answers": 2, "features": 64, "feature_steps": 20}})
     done = built(asked, tmp_path)
     folder = done.run.folder
     assert {path.stem for path in (folder / "adapt/phase-0/kept").glob("*.safetensors")} == {"1", "8", "60"}
     sealed = (folder / "run.json").read_text()
-    for what in ("circuit", "influence"):
+    for what in ("circuit", "influence", "features"):
         deeper.look(str(folder), what, (), tmp_path / "runs", Output(True, True))
     circuit, influence = (read_json(folder / "looked" / f"{what}.json") for what in ("circuit", "influence"))
+    learned = read_json(folder / "looked/features.json")["dictionaries"][0]
+    assert learned["name"] == "layers.1.resid_post"
+    assert [way["name"] for way in learned["kept"]] == ["dictionary", "neurons", "neurons-mean", "pca"]
+    assert {one["label"] for one in learned["strongest"]} <= {"warm", "cold"}
     assert circuit["against"] == "means"
     assert circuit["curve"]["points"][-1]["value"] == pytest.approx(1.0, abs=1e-4), "the whole model is faithful to itself"
     assert abs(circuit["complement"]["value"]) < 1

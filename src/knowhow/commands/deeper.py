@@ -49,4 +49,16 @@ def summary(what: str, told: Mapping[str, Any]) -> list[str]:
             lines.append(f"{answer['id']} {answer['label']}: helped by {', '.join(row['id'] for row in answer['helped']) or 'none'}")
             lines.append(f"    held back by {', '.join(row['id'] for row in answer['hurt']) or 'none'}")
         return lines
-    return [f"{one['name']}: {one['said']}" for one in told["dictionaries"]]
+    return [line for one in told["dictionaries"] for line in _of_site(one)]
+
+
+def _of_site(told: Mapping[str, Any]) -> list[str]:
+    """What a dictionary keeps beside neurons, and its features that go with labels."""
+    kept = [f"{way['name']} {way['recovered']['value']:.1%} of the loss, {1 - way['unexplained']['value']:.1%} of the variance" for way in told["kept"]]
+    lines = [f"{told['name']}: {told['kept'][0]['active']:.0f} numbers a token keep, {'; '.join(kept)}; {told['dead']:.1%} of features dead"]
+    for one in told["strongest"]:
+        lines.append(
+            f"    {one['label']}: feature {one['feature']}, AUC {one['auc']:.2f} (best neuron {one['neuron_auc']:.2f}); taken out, its logit moves by "
+            f"{one['effect']:.3f} (random features {one['control']:.3f}): {one['verdict']}"
+        )
+    return lines

@@ -28,6 +28,7 @@ from knowhow.files import read_json
 from knowhow.loop.optim import schedule
 from knowhow.stages.cases import Case, cases
 from knowhow.stages.common import Build
+from knowhow.stages.dictionaries import features
 from knowhow.stages.explain import asked_by
 from knowhow.stages.phase import Phase
 from knowhow.types import Batch
@@ -177,4 +178,4 @@ def _paired(asked: Asked, case: Case) -> tuple[list[int], list[int] | None]:
     return rows[0], rows[1] if len(rows) == 2 and len(rows[0]) == len(rows[1]) else None
 
 
-LOOKS: Mapping[str, Callable[[Build, Path], dict[str, Any]]] = {"circuit": circuit, "influence": influence}
+LOOKS: Mapping[str, Callable[[Build, Path], dict[str, Any]]] = {"circuit": circuit, "features": features, "influence": influence}
