@@ -226,7 +226,7 @@ class ExplainSpec(Section):
     features: Count = Field(1024, description="features of a site")
     feature_steps: Count = Field(500, description="optimizer steps of learning features, all sites at once")
     answers: int = Field(4, ge=1, le=100, description="answers whose training rows are sought")
-    rows: Count = Field(2000, description="training rows that are asked about, drawn from all")
+    rows: Count = Field(1000, description="training rows that are asked about, drawn from all")
 
 
 class BudgetSpec(Section):

@@ -54,7 +54,7 @@ def _methods(run: Run) -> tuple[Table, ...]:
     note = (
         "Lost without: answers that go when the lines are cut out; kept alone: answers that stay with nothing else; random: the same for as many random lines. "
         "IoU, precision and recall: against the evidence that the data names; distractors: "
-        "share of the marked lines that look like evidence and are none. The page shows the evidence of the method that did best."
+        "share of the marked lines that look like evidence and are none. The page shows the evidence of the method that did best on validation."
     )
     return (Table("Methods compared", METHODS, cells, frozenset(range(1, 10)), note),) if cells else ()
 

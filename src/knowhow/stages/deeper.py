@@ -81,7 +81,8 @@ def influence(build: Build, folder: Path) -> dict[str, Any]:
     ids = {identity: at for at, identity in enumerate(test.ids)}
     at_M = np.array([ids[case.example.id] for case in wanted])
     drawn_N = np.sort(np.random.default_rng(build.recipe.seed).permutation(len(train))[: spec.rows])
-    sides = Sides(_batches(train, drawn_N, loaded.tokenizer.pad_token_id), _batches(test, at_M, loaded.tokenizer.pad_token_id, 1), of_labels)
+    asking = [{**rows, "answer": case.label} for rows, case in zip(_batches(test, at_M, loaded.tokenizer.pad_token_id, 1), wanted, strict=True)]
+    sides = Sides(_batches(train, drawn_N, loaded.tokenizer.pad_token_id), asking, of_labels, _of_answer)
     kept = _kept(phase)
     if kept:
         found = tracin(loaded.model, sides, [(load_file(path), lr) for path, lr in kept], progress=build.progress)
@@ -93,9 +94,17 @@ def influence(build: Build, folder: Path) -> dict[str, Any]:
     likeness_NM = tfidf([str(texts[name].prompt) for name in names], [case.parts.text for case in wanted])
     answers = [_driven(case, task.labels, found, likeness_NM, at, names, texts) for at, case in enumerate(wanted)]
     return {
-        "method": f"TracIn over {len(kept)} checkpoints" if kept else "gradients at the last weights",
+        "method": f"TracIn over {len(kept)} checkpoints" if kept else "Gradients at the last weights",
         "rows": len(drawn_N), "of": len(train), "answers": answers, "self": _strange(found, names, texts),
     }  # fmt: skip
+
+
+def _of_answer(model: torch.nn.Module, rows: Mapping[str, Any]) -> torch.Tensor:
+    """The loss of one row's one answer, in nats: of many labels that label's alone."""
+    logits_BC = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits.float()
+    if rows["labels"].ndim == 2:
+        return torch.nn.functional.softplus(-logits_BC[:, rows["answer"]])
+    return torch.nn.functional.cross_entropy(logits_BC, rows["labels"], reduction="none")
 
 
 def _driven(
