@@ -280,7 +280,7 @@ def inside(claim: str, interval: dict[str, float]) -> dict[str, object]:
     ]  # fmt: skip
     scores = {"previous": 0.8, "duplicate": 0.1, "induction": 0.5, "sink": 0.05}
     return {
-        "answers": 20, "answers_by_head": 8, "map": cells,
+        "answers": 20, "groups": 12, "map": cells,
         "lens": [{"layer": layer, "value": layer - 1.5, "low": layer - 2, "high": layer - 1} for layer in range(4)],
         "findings": [{"claim": claim, "method": "mean ablation", "effect": 4.2, "interval": interval, "control": 0.2, "verdict": "undecided", "evidence": []}],
         "heads": [{"layer": layer, "head": head, **(scores if layer == 1 else dict.fromkeys(scores, 0.1))} for layer in range(4) for head in range(3)],

@@ -12,8 +12,8 @@ from typing import Any
 from knowhow.errors import ResourceError
 from knowhow.recipe import BudgetSpec, PhaseSpec
 
-EXPLAIN_PASSES = 150
-"""Passes that the evidence of one answer takes, all methods and controls together."""
+EXPLAIN_PASSES = 200
+"""Passes that one answer takes for its evidence and for base against specialist; its parts come on top, each a pass, heads being 64 wide mostly."""
 SHARE_OF_MATMUL = {"float32": 0.4, "bf16": 0.3}
 """Share of the measured matrix-product rate that a training step reaches at least, small models included."""
 
@@ -102,7 +102,14 @@ def minutes(phases: Sequence[PhaseSpec], shape: Shape, load: Load, machine: Mach
         "baselines": 0.3 + (words / 1e4 / 60 if classical else 0.0),
         "train": train,
         "evaluate": 0.8 + evaluate,
-        "explain": EXPLAIN_PASSES * load.explained * load.passes * 2 * shape.parameters * load.tokens / _rate("auto", machine) / 60,
+        "explain": (EXPLAIN_PASSES + shape.layers * (7 + shape.width // 64))
+        * load.explained
+        * load.passes
+        * 2
+        * shape.parameters
+        * load.tokens
+        / _rate("auto", machine)
+        / 60,
         "package and report": 0.3,
     }
 

@@ -64,6 +64,7 @@ def build(
         about = {"id": run.folder.name, "name": recipe.name, "knowhow": __version__, "recipe_sha256": asked_digest, "seed": recipe.seed, "stages": {}}
         write_json(run.path("run.json"), about)
         at = Build(recipe, run, root, progress, start_from)
+        run.measure(root=str(root.resolve()), start_from=start_from and str(start_from.resolve()))
         earlier: dict[str, str] = {}
         for number, (name, work) in enumerate(STAGES):
             progress(f"stage {name}", number, len(STAGES))

@@ -113,7 +113,10 @@ def explain(opened: Opened, examples: Iterable[Example], progress: Progress) -> 
         if asked is not None:
             yield from evidence.explained(asked, example.prompt, opened.task.labels, identity=example.id)
         elif said := (opened.answer([example]).texts or ("",))[0]:
-            yield from evidence.explained_writing(writing(opened.loaded, opened.task, opened.spec, [said]), example.prompt, identity=example.id)
+            told = writing(opened.loaded, opened.task, opened.spec, [said])
+            if told.scorer()([example.prompt], 0)[0] <= 0:
+                raise UsageError(f"the answer to row {example.id} is not what its own tokens give again", allowed="answers by greedy decoding")
+            yield from evidence.explained_writing(told, example.prompt, identity=example.id)
 
 
 def describe(opened: Opened, given: Predictions) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from knowhow.commands.output import Output
 from knowhow.commands.runs import resolve
 from knowhow.errors import UsageError
-from knowhow.files import write_json
+from knowhow.files import read_json, write_json
 from knowhow.reading import recipes
 from knowhow.recipe import Recipe
 from knowhow.stages.common import Build
@@ -26,9 +26,11 @@ def look(model: str, what: str, sets: Sequence[str], runs: Path, output: Output)
         raise UsageError(f"the run {folder.name} has no specialist yet", fix="finish it: knowhow build RECIPE --resume", where=str(folder))
     recipe = recipes.read(folder / "recipe.json", sets)
     assert isinstance(recipe, Recipe), "the recipe of a build"
-    run, here = Run(folder), folder / "looked"
+    run, here, began = Run(folder), folder / "looked", read_json(folder / "measured.json")
+    parent = began.get("start_from")
     with run.lease(), output.progress() as progress:
-        told = LOOKS[what](Build(recipe, run, Path.cwd(), progress), here / what)
+        build = Build(recipe, run, Path(began.get("root", ".")), progress, Path(parent) if parent else None)
+        told = LOOKS[what](build, here / what)
         write_json(here / f"{what}.json", told)
     said = "\n".join([*summary(what, told), f"{here / f'{what}.json'}; `knowhow report {folder.name}` shows it"])
     output.result({"event": "looked", "run": folder.name, "what": what, **told}, said)

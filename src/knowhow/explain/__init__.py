@@ -41,9 +41,7 @@ def lens(model: torch.nn.Module, inputs: Mapping[str, Any], *, position: int | N
     return logit_lens(record(model, inputs), position=position)
 
 
-def attribute(
-    model: torch.nn.Module, inputs: Mapping[str, Any], metric: Metric, *, by: By = "integrated gradients", answer: int | None = -1
-) -> torch.Tensor:
+def attribute(model: torch.nn.Module, inputs: Mapping[str, Any], metric: Metric, *, by: By = "integrated gradients", answer: int | None = -1) -> torch.Tensor:
     """How much each token speaks for the metric (logits at `answer` → one number per row), BT. Integrated gradients sum to the metric less that of the
     row's mean embedding, which is checked. Raises UsageError for another method and where explain/attribution.py does."""
     if by == "gradient x input":

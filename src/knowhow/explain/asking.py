@@ -148,7 +148,8 @@ def located(asked: Asked, text: str) -> tuple[list[int], list[tuple[int, int] | 
     whole, shift = (asked.before + text).rstrip(), len(asked.before)
     row = infer.encode(tokenizer, [whole], context=asked.context, truncate=asked.truncate)[0]
     before, after = infer.frame(tokenizer)
-    encoding = tokenizer.backend_tokenizer.encode(whole, add_special_tokens=False)
+    with infer.text_only(tokenizer.backend_tokenizer):
+        encoding = tokenizer.backend_tokenizer.encode(whole, add_special_tokens=False)
     room = asked.context - len(before) - len(after)
     where = infer.cut(list(range(len(encoding.ids))), room, asked.truncate)
     offsets: list[tuple[int, int] | None] = [

@@ -55,8 +55,12 @@ def ablate(
     if how == "resample":
         changes = dict.fromkeys(names, _exchanged(seed))
     elif how != "zero":
+        source = inputs if known is None else known
+        if (mask := source.get("attention_mask")) is not None and not bool(mask.all()):
+            fix = "give rows of one length as known=…, or take explain/places.py, whose means leave padding out"
+            raise UsageError(f"a {how} over padded rows", allowed="rows without padding", fix=fix)
         with tap(model, *names, at=at) as seen:
-            model(**(inputs if known is None else known))
+            model(**source)
         changes = {name: _to_mean(seen[name]) if how == "mean" else _noisy(seen[name], seed) for name in names}
     with tap(model, edits=[Edit(name, changes[name], at) for name in names]):
         return model(**inputs).logits
@@ -73,6 +77,8 @@ def contrast(model: torch.nn.Module, towards: Inputs, away: Inputs, site: str, *
     name = _named(model, [site])[0]
     found = []
     for inputs in (towards, away):
+        if (mask := inputs.get("attention_mask")) is not None and not bool(mask[:, position].all()):
+            raise UsageError(f"position {position}, which is padding in some rows", allowed="a position that all rows have", fix="pad on the left")
         with torch.no_grad(), tap(model, name, at=At(positions=[position])) as seen:
             model(**inputs)
         found.append(seen[name].flatten(0, -2).mean(0))

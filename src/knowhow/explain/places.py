@@ -50,7 +50,7 @@ _SITES = {"attn": "attn.out", "mlp": "mlp.out", "head": "attn.z"}
 
 @dataclass(frozen=True, slots=True)
 class PlaceEffects:
-    """`falls`: by how much each answer's number falls when the part is at its mean, PN; `control`: in a random direction as far from it, PN;
+    """`falls`: by how much each answer's number falls when the part is at its mean, PN; `control`: when it is moved as far in a random direction, PN;
     `start`: the numbers of the model as it is, N."""
 
     places: tuple[Place, ...]
@@ -104,18 +104,31 @@ def means(model: torch.nn.Module, batches: Iterable[Mapping[str, Any]]) -> dict[
 def place_effects(
     model: torch.nn.Module, ask: Ask, wanted: Sequence[Place], mean: Mapping[str, torch.Tensor], *, seed: int = 0, progress: Progress | None = None
 ) -> PlaceEffects:
-    """Falls and control of each part; `ask` is called 1 + 2P times. Raises UsageError for no parts and where a tap does."""
+    """Falls and control of each part. Heads of a layer have their control in common, one of them drawn at random. `ask` is called once, once for each
+    part, and once for each control. Raises UsageError for no parts and where a tap does."""
     if not wanted:
         raise UsageError("no parts to take out", allowed="at least one place")
-    start_N, falls, control = np.asarray(ask(), np.float64), [], []
+    start_N, drawn = np.asarray(ask(), np.float64), np.random.default_rng(seed)
+    falls: list[np.ndarray] = []
+    moved: dict[tuple[int, str], np.ndarray] = {}
+
+    def fall(place: Place, change: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+        with tap(model, edits=[Edit(place.site, change, place.at)]):
+            return start_N - np.asarray(ask(), np.float64)
+
     for done, place in enumerate(wanted):
         if progress is not None:
             progress("parts", done, len(wanted))
-        mean_D = mean[place.site][place.head] if place.part == "head" else mean[place.site]
-        for found, change in ((falls, _to_mean(mean_D)), (control, _elsewhere(mean_D, seed))):
-            with tap(model, edits=[Edit(place.site, change, place.at)]):
-                found.append(start_N - np.asarray(ask(), np.float64))
-    return PlaceEffects(tuple(wanted), np.stack(falls), np.stack(control), start_N)
+        falls.append(fall(place, _to_mean(_mean_of(place, mean))))
+        if (place.layer, place.part) not in moved:
+            alike = [other for other in wanted if (other.layer, other.part) == (place.layer, place.part)]
+            other = alike[int(drawn.integers(len(alike)))]
+            moved[place.layer, place.part] = fall(other, _elsewhere(_mean_of(other, mean), seed))
+    return PlaceEffects(tuple(wanted), np.stack(falls), np.stack([moved[place.layer, place.part] for place in wanted]), start_N)
+
+
+def _mean_of(place: Place, mean: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return mean[place.site][place.head] if place.part == "head" else mean[place.site]
 
 
 def _to_mean(mean_D: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -203,3 +203,12 @@ def effective_n(weights_N: np.ndarray, clusters_N: np.ndarray | None = None) -> 
 
 def _weights(weights_N: np.ndarray | None, n: int) -> np.ndarray:
     return np.ones(n) if weights_N is None else np.asarray(weights_N, dtype=np.float64)
+
+
+def holm(p_values: Sequence[float], *, level: float = 0.05) -> list[bool]:
+    """Which hypotheses Holm's step-down procedure rejects (Holm 1979): at most one false one in all with probability `level`."""
+    held, going = [False] * len(p_values), True
+    for rank, at in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        going = going and p_values[at] <= level / (len(p_values) - rank)
+        held[at] = going
+    return held

@@ -44,7 +44,7 @@ def pieces(tokenizer: Any, texts: Sequence[str], first: int | None = None) -> li
     control = _control_ids(tokenizer)
     limit = None if first is None else first * _CHARACTERS_PER_TOKEN
     rows: list[list[int]] = []
-    with _text_only(backend):
+    with text_only(backend):
         for start in range(0, len(texts), _CHUNK):
             chunk = [_unicode(text) for text in texts[start : start + _CHUNK]]
             short = chunk if limit is None else [text[:limit] for text in chunk]
@@ -230,7 +230,7 @@ def _evaluating(loaded: Loaded, precision: Precision) -> Iterator[None]:
 
 
 @contextmanager
-def _text_only(backend: Any) -> Iterator[None]:
+def text_only(backend: Any) -> Iterator[None]:
     kept, backend.encode_special_tokens = backend.encode_special_tokens, True
     try:
         yield

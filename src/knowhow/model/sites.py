@@ -156,6 +156,12 @@ def body(model: torch.nn.Module) -> Body:
     return replace(inner, depth=len(root.get_submodule(inner.path(anatomy.layers))))
 
 
+def has_sites(model: torch.nn.Module) -> bool:
+    """Whether the family's parts are known."""
+    root = without_adapter(uncompiled(model))
+    return isinstance(root.config.model_type, str) and root.config.get_text_config().model_type in ANATOMIES
+
+
 def uncompiled(model: torch.nn.Module) -> torch.nn.Module:
     """The module that `torch.compile` wrapped; any other as it is."""
     return dict(model.named_children()).get("_orig_mod", model)

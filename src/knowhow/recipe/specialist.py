@@ -215,17 +215,13 @@ class EvaluateSpec(Section):
     few_shot: int = Field(0, ge=0, le=16, description="examples shown to the base model in its baseline")
 
 
-Look = Literal["circuit", "features", "influence"]
-
-
 class ExplainSpec(Section):
     examples: int = Field(20, ge=0, le=1000, description="answers whose evidence is sought and checked by taking it away; 0: none")
-    also: list[Look] = Field([], description="looks that take longer: the circuit, features of sites, the training rows behind answers")
-    pairs: int = Field(16, ge=4, le=1000, description="pairs of a text and its twin on which a circuit is sought")
-    sites: list[str] = Field(["layers.{middle}.resid_post"], min_length=1, description="where features are learned; {middle}: the number of the middle layer")
+    pairs: int = Field(16, ge=4, le=1000, description="`knowhow look RUN circuit`: pairs of a text and its twin")
+    sites: list[str] = Field(["layers.{middle}.resid_post"], min_length=1, description="`knowhow look RUN features`: where; {middle} is the middle layer")
     features: Count = Field(1024, description="features of a site")
     feature_steps: Count = Field(500, description="optimizer steps of learning features, all sites at once")
-    answers: int = Field(4, ge=1, le=100, description="answers whose training rows are sought")
+    answers: int = Field(4, ge=1, le=100, description="`knowhow look RUN influence`: answers whose training rows are sought")
     rows: Count = Field(1000, description="training rows that are asked about, drawn from all")
 
 

@@ -53,7 +53,7 @@ def unit_pieces(text: str, row: Mapping[str, Any], marked: Sequence[tuple[int, i
         if at < start:
             pieces.append(Piece(text[at:start]))
         kind = next((kind for low, high, kind in marked if low < end and start < high), "")
-        said = f"{'Marked: ' if kind else ''}this line speaks for the answer with {decimal(score, 2)}; the strongest with {decimal(best, 2)}."
+        said = f"{'Marked: ' if kind else ''}line {index + 1} speaks for the answer with {decimal(score, 2)}; the strongest with {decimal(best, 2)}."
         heat = max(_heat(score, best), 0) if best > 0 else 0
         pieces.append(Piece(text[start:end], kind, tone_of.get(kind, "") if kind else "", unit=index, heat=heat, told=said))
         at = end

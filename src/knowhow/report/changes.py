@@ -13,8 +13,9 @@ from knowhow.report.text import clean
 
 CELLS, LAYERS, SHOWN = 2048, 256, 40
 LEAD = (
-    "The base's weights of one part were put back into the specialist, all else left as it is: what the right answers lose is what training put there. "
-    "Beside it the same change in random directions, of equal size: a part counts only where the base's weights do more harm than that."
+    "Attention, MLPs, embedding and last norm: the base's weights of one part were put back into the specialist, all else left as it is. Heads: the base's "
+    "activations of one head were put in, which carry whatever changed up to there. Beside each the same change in random directions, of equal size, on the "
+    "first half of the answers: a part counts only where the base's does more harm than that."
 )
 NAMES = {"attn": "attention", "mlp": "MLP", "embed": "embedding", "final": "last norm", "head": "head"}
 
@@ -82,20 +83,27 @@ def _curve(told: Mapping[str, Any]) -> tuple[Figure, ...]:
     """How much of the gain the base has when it is given the parts one after the other, most effective first."""
     curves = [row for row in items(told, "curves") if isinstance(row, Mapping)]
     chosen = next((row for row in curves if "effect" in str(row.get("order", ""))), None)
+    random = next((row for row in curves if "random" in str(row.get("order", ""))), None)
     kept = items(chosen, "kept")[:LAYERS]
     rows = []
+    drawn = {count: number(one, "value") for count, one in zip(items(random, "counts"), items(random, "kept"))}
     for count, one in zip(items(chosen, "counts"), kept):
         value = number(one, "value")
         if value is not None:
             low, high = number(one, "low"), number(one, "high")
             ends = {"low": value if low is None else low, "high": value if high is None else high}
-            label = f"{percent(value)} {span(low, high)}"
+            label = f"{percent(value)} {span(low, high)}; in random order {percent(drawn.get(count))}"
             rows.append({"name": f"{count} parts", "value": value, "short": percent(value), "label": label, "colour": ACCENT, **ends})
     if not rows:
         return ()
     needed = number(chosen, "needed")
     said = "no number tried keeps 90% of it" if needed is None else f"{needed:.0f} of {len(items(chosen, 'names'))} keep 90% of it"
-    sentence = f"The base given the specialist's parts, most effective first: share of what training gave. {said}."
+    half = next((count for count in drawn if count in {len(items(chosen, "names")) // 2, needed}), None)
+    beside = f" As many in random order keep {percent(drawn[half])}." if half is not None else ""
+    sentence = (
+        f"The base given the specialist's parts, most effective first: share of what training gave. {said}.{beside} "
+        "The order was measured on these very answers, which flatters it."
+    )
     return (Figure("changes-curve", sentence, forest(rows, "share of the gain", reference=(1.0, "all")), wide=False),)
 
 
@@ -113,7 +121,7 @@ def _parts(cells: list[Mapping[str, Any]]) -> Table:
         for row in ordered
     )
     columns = ("part", "nats lost", "95% interval", "random", "weights moved", "share of the change")
-    return Table("Parts put back to the base's", columns, rows, frozenset({1, 3, 4, 5}))
+    return Table("Parts put back to the base's (of heads the activations)", columns, rows, frozenset({1, 3, 4, 5}))
 
 
 def _roles(told: Mapping[str, Any]) -> tuple[Table, ...]:

@@ -84,6 +84,7 @@ def _sample(row: Mapping[str, Any], tone_of: Mapping[str, str]) -> Sample:
         _sentence(row, len(items(row, "evidence"))),
         found,
         spoken,
+        "supported" if row.get("verdict") == "supported" else "not supported",
     )
 
 

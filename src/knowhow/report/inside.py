@@ -26,7 +26,7 @@ def inside(run: Run) -> Section:
     told = run.get("inside")
     cells = [row for row in items(told, "map")[:CELLS] if isinstance(row, Mapping) and number(row, "fall") is not None and number(row, "layer") is not None]
     if not cells:
-        return Section(missing="explain/inside.json holds no map of parts")
+        return Section(missing=clean(told.get("why") or "explain/inside.json holds no map of parts", 300))
     figures = (_map(cells, told), *_lens(told))
     return Section(lead=LEAD, figures=figures, tables=(*_claims(told), _parts(cells), *_roles(told), *_stream(told)))
 
@@ -54,12 +54,12 @@ def _map(cells: list[Mapping[str, Any]], told: Mapping[str, Any]) -> Figure:
         for row in sorted(cells, key=lambda row: number(row, "layer") or 0.0)
     ]
     best = max(cells, key=lambda row: number(row, "fall") or 0.0)
-    answers = decimal(number(told, "answers"), 0)
+    answers, groups = (decimal(number(told, key), 0) for key in ("answers", "groups"))
     sentence = (
-        f"What {answers} right answers lose without a part, in nats (heads: {decimal(number(told, 'answers_by_head'), 0)} answers). Most at the "
-        f"{part_name(best)} of {layer_name(best)}: {decimal(number(best, 'fall'), 1)}, and {decimal(number(best, 'control'), 1)} when moved as far at random."
+        f"What {answers} right answers ({groups} groups of twins) lose without a part, in nats. Most at the {part_name(best)} of {layer_name(best)}: "
+        f"{decimal(number(best, 'fall'), 1)}, and {decimal(number(best, 'control'), 1)} when moved as far at random."
     )
-    keys = (Key("accent", "more than the random change, the whole interval"), Key("", "not supported"))
+    keys = (Key("accent", "more than the random change, at 5% among all parts (sign-flip test, Holm)"), Key("", "not supported"))
     return Figure("inside-map", sentence, grid(rows, "layer", "part"), keys=keys)
 
 
@@ -76,8 +76,9 @@ def _lens(told: Mapping[str, Any]) -> tuple[Figure, ...]:
         )
     if not rows:
         return ()
-    first = next((row["name"] for row in rows if float(str(row["value"])) > 0), "no layer")
-    sentence = f"Logit lens: the margin of the answer if a layer were the last, mean over answers. The answer stands {first}."
+    below = [at for at, row in enumerate(rows) if float(str(row["value"])) <= 0]
+    stands = rows[below[-1] + 1 if below else 0]["name"] if not below or below[-1] + 1 < len(rows) else "after no layer"
+    sentence = f"Logit lens: the margin of the answer if a layer were the last, mean over answers. On average the answer stands {stands}."
     return (Figure("inside-lens", sentence, forest(rows, "margin in nats", reference=(0.0, "given")), wide=False),)
 
 
@@ -93,7 +94,7 @@ def _claims(told: Mapping[str, Any]) -> tuple[Table, ...]:
         for row in items(told, "findings")[:100]
         if isinstance(row, Mapping)
     )
-    note = "The part was chosen on every other answer and tested on the rest."
+    note = "The part was chosen on every other group of answers (a text and its twins are one group) and tested on the rest."
     columns = ("claim", "found", "random change", "difference, 95% interval", "verdict")
     return (Table("What was claimed and tested", columns, rows, frozenset({1, 2}), note),) if rows else ()
 

@@ -49,12 +49,14 @@ def influence(run: Run) -> Section:
         for row in items(told, "self")[:SHOWN]
         if isinstance(row, Mapping)
     )
-    note = "Rows whose gradient nothing else shares: rare ones, and the first place to look for wrong labels."
+    note = "Rows with the largest gradients of their own: hard and rare ones, and the first place to look for wrong labels."
     lead = (
         f"{clean(told.get('method', ''), 80)}, {decimal(number(told, 'rows'), 0)} of {decimal(number(told, 'of'), 0)} training rows. "
         "Scores are first-order estimates of what training on a row did for the answer; no model was trained again to test them."
     )
-    return Section(lead=lead, tables=(*tables, Table("Rows that support themselves most", ("row", "label", "score", "text"), strange, frozenset({2}), note)))
+    return Section(
+        lead=lead, tables=(*tables, Table("Rows that pull hardest for themselves", ("row", "label", "score", "text"), strange, frozenset({2}), note))
+    )
 
 
 def features(run: Run) -> Section:
@@ -163,6 +165,9 @@ def _strongest(row: Mapping[str, Any]) -> Table:
         for one in items(row, "strongest")[:SHOWN]
         if isinstance(one, Mapping)
     )
-    columns = ("", "label", "AUC", "best neuron", "nats lost", "random feature", "verdict", "strongest at")
-    note = "AUC: how well the feature's largest value in a text tells the label; nats lost: by the answers of that label when the feature is taken out."
+    columns = ("", "label", "AUC", "best neuron", "logit moves", "random features", "verdict", "strongest at")
+    note = (
+        "AUC: how well the feature's largest value in a text tells the label; logit moves: by so much, either way, the label's logit moves on the test rows "
+        "when the feature is taken out."
+    )
     return Table(f"Features of {clean(row.get('name', ''), 60)}", columns, rows, frozenset(range(2, 6)), note)

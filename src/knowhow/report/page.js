@@ -47,6 +47,7 @@ for (const sample of document.querySelectorAll(".sample")) {
   };
   sample.addEventListener("pointerover", (event) => show(event.target.closest("[data-told]")));
   sample.addEventListener("pointerleave", () => show(null));
+  sample.addEventListener("focusout", () => show(null));
   sample.addEventListener("focusin", (event) => show(event.target.closest("[data-told]")));
   sample.querySelector(".text").addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];

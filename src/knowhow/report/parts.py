@@ -104,6 +104,7 @@ class Sample:
     note: str = ""
     behind: Behind | None = None
     tokens: tuple[Token, ...] = ()
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def load(folder: Path) -> Run:
     for key, name in FILES.items():
         content = _content(folder / name, list if key in LISTS else dict)
         if isinstance(content, str):
-            asked = f"not asked for: `knowhow look {folder.name} {key}`"
+            asked = f"not asked for (of classifiers: `knowhow look {folder.name} {key}`)"
             why[key] = asked if name.startswith("looked/") and not (folder / name).exists() else content.format(name=name)
         else:
             files[key] = content

@@ -23,6 +23,7 @@ def work(build: Build, folder: Path) -> None:
         phase = Phase(build, spec, number, folder / f"phase-{number}", parent)
         if not (phase.folder / "done.json").is_file():
             run_phase(phase)
+        _tidy(phase.folder)
         parent = str(phase.folder / "model")
     phases = [folder / f"phase-{number}" for number in range(len(build.recipe.adapt))]
     write_atomic(folder / "trace.jsonl", b"".join((phase / "trace.jsonl").read_bytes() for phase in phases))
@@ -53,8 +54,12 @@ def run_phase(phase: Phase) -> None:
     load.save(loaded, phase.folder / "model")
     shutil.copyfile(phase.folder / f"lr-{best}" / "trace.jsonl", phase.folder / "trace.jsonl")
     choice = {"phase": phase.number, "objective": phase.spec.objective, "lr": decided["lrs"][best], "steps": decided["steps"], "tried": results}
-    write_json(phase.folder / "done.json", choice)
     if (phase.folder / f"lr-{best}" / "kept").is_dir():
         (phase.folder / f"lr-{best}" / "kept").rename(phase.folder / "kept")
-    for at in range(len(results)):
-        shutil.rmtree(phase.folder / f"lr-{at}")
+    write_json(phase.folder / "done.json", choice)
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what a learning rate left; a kill may have come between."""
+    for left in folder.glob("lr-*"):
+        shutil.rmtree(left)

@@ -1,6 +1,6 @@
 """Looks that take longer than a build should without being asked: the circuit of the answers, features of sites, training rows behind an answer.
 
-In a build where `explain.also` names them, and on a finished run by `knowhow look RUN WHAT`. Each gives one record that JSON can hold.
+Asked of a finished run by `knowhow look RUN WHAT`. Each gives one record that JSON can hold.
 Shape letters: N answers or training rows, B pairs, C labels, M answers asked about.
 """
 
@@ -30,6 +30,7 @@ from knowhow.stages.cases import Case, cases
 from knowhow.stages.common import Build
 from knowhow.stages.dictionaries import features
 from knowhow.stages.explain import asked_by
+from knowhow.stages.methods import groups_of
 from knowhow.stages.phase import Phase
 from knowhow.types import Batch
 
@@ -49,10 +50,14 @@ def circuit(build: Build, folder: Path) -> dict[str, Any]:
     if len(chosen) < 4:
         raise UsageError(f"{len(chosen)} right answers", allowed="at least 4 to seek a circuit on")
     halves = []
-    for half in (chosen[::2], chosen[1::2]):
+    groups = groups_of([case for case, _, _ in chosen])
+    if len(set(groups.tolist())) < 2:
+        raise UsageError("right answers of one group alone", allowed="at least two groups: edges are scored on some and measured on others")
+    for first in (0, 1):
+        half = [one for one, group in zip(chosen, groups.tolist(), strict=True) if group % 2 == first]
         base = asked.inputs([row for _, row, _ in half])
         source = asked.inputs([twin for _, _, twin in half if twin is not None]) if twins else base
-        halves.append(Pairs(base, source, asked.metric([case.label for case, _, _ in half])))
+        halves.append(Pairs(base, source, asked.metric([case.label for case, _, _ in half]), groups_of([case for case, _, _ in half]).tolist()))
     search = replace(SEARCH, instead="source" if twins else "mean", seed=build.recipe.seed)
     one, other = halves
     sought = find_circuit(asked.loaded.model, one.base, one.source, one.metric, search=search, held=other, progress=build.progress)
@@ -70,7 +75,8 @@ def influence(build: Build, folder: Path) -> dict[str, Any]:
     What retraining would show is not asked here (bench/data_attribution.py asks it of a tiny twin). Raises UsageError for language-model objectives."""
     spec, task = build.recipe.explain, build.task
     last = len(build.recipe.adapt) - 1
-    phase = Phase(build, build.recipe.adapt[last], last, build.run.path("adapt", f"phase-{last}"), _parent(build, last))
+    plain = build.recipe.adapt[last].model_copy(update={"teacher": None})  # a row's own label, not what a teacher made of it
+    phase = Phase(build, plain, last, build.run.path("adapt", f"phase-{last}"), _parent(build, last))
     if phase.spec.objective != "classify" or not task.classes:
         raise UsageError(f"training rows behind answers of the objective {phase.spec.objective}", allowed="classify")
     loaded = phase.fresh()
@@ -78,6 +84,8 @@ def influence(build: Build, folder: Path) -> dict[str, Any]:
     train, test = phase.rows("train"), phase.rows("test")
     asked = asked_by(build)
     wanted = list(cases(asked, build, "test", spec.answers))
+    if not wanted:
+        raise UsageError("no right answers among the test rows", allowed="at least one to ask about")
     ids = {identity: at for at, identity in enumerate(test.ids)}
     at_M = np.array([ids[case.example.id] for case in wanted])
     drawn_N = np.sort(np.random.default_rng(build.recipe.seed).permutation(len(train))[: spec.rows])
@@ -145,11 +153,12 @@ def _as_rows(batch: Batch) -> dict[str, Any]:
 
 
 def _kept(phase: Phase) -> list[tuple[Path, float]]:
-    """Weights kept on the way, with the learning rate of their step."""
+    """Weights kept on the way, each with the sum of the learning rates of the steps that it stands for: those since the one before."""
     done = read_json(phase.folder / "done.json")
     factor = schedule(phase.spec.schedule, done["steps"], warmup=phase.spec.warmup)
     steps = sorted(int(path.stem) for path in (phase.folder / "kept").glob("*.safetensors"))
-    return [(phase.folder / "kept" / f"{step}.safetensors", done["lr"] * factor(step)) for step in steps]
+    sums = [done["lr"] * sum(factor(step) for step in range(before + 1, upto + 1)) for before, upto in zip([0, *steps], steps)]
+    return [(phase.folder / "kept" / f"{step}.safetensors", rate) for step, rate in zip(steps, sums, strict=True)]
 
 
 def _final(phase: Phase) -> Path:

@@ -22,6 +22,7 @@ from knowhow.explain.features.effects import Effect, ablate, compare
 from knowhow.explain.features.examples import associate, examples, features_of, neurons_beside, survey
 from knowhow.explain.features.fidelity import Kept, fidelity
 from knowhow.explain.features.splice import label_logit
+from knowhow.files import digest
 from knowhow.model.load import Loaded, load
 from knowhow.model.sites import body
 from knowhow.stages.common import Build, encode
@@ -43,7 +44,9 @@ def features(build: Build, folder: Path) -> dict[str, Any]:
     depth = body(loaded.model).depth
     sites = [site.replace("{middle}", str(depth // 2)) for site in spec.sites]
     course = learning.Course(features=spec.features, steps=spec.feature_steps, seed=build.recipe.seed)
-    learned = learning.learn(loaded, train, sites, folder, course, build.progress)
+    # other settings are other dictionaries: each has a folder of its own, so that none is lost or mixed up
+    own = folder / digest([asdict(course), sites])[:8]
+    learned = learning.learn(loaded, train, sites, own, course, build.progress)
     base = _as_base(build, loaded)
     told = [_told(build, loaded, one, test, base) for one in learned.dictionaries.values()]
     return {"steps": learned.steps, "tokens": learned.tokens, "features": spec.features, "dictionaries": told}

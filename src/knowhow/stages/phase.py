@@ -229,8 +229,8 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
 
 
 def kept_steps(keep: int, steps: int) -> frozenset[int]:
-    """Log-spaced steps from the first to the last."""
-    return frozenset(np.geomspace(1, steps, keep).round().astype(int).tolist()) if keep else frozenset()
+    """Log-spaced steps from the first to the last; the last alone where one is asked for."""
+    return frozenset(np.geomspace(steps, 1, keep).round().astype(int).tolist()) if keep else frozenset()
 
 
 def validation(phase: Phase) -> Callable[[load.Loaded], tuple[dict[str, float], float]]:

@@ -12,7 +12,6 @@ from scipy import stats
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from knowhow.errors import UsageError
-from knowhow.explain.diff import roles as diff_roles
 from knowhow.explain.diff.compare import Budget, Difference, diff
 from knowhow.explain.diff.parts import components
 from knowhow.explain.diff.roles import circuits, outliers, roles
@@ -20,6 +19,7 @@ from knowhow.explain.diff.setting import setting
 from knowhow.explain.diff.swap import weights
 from knowhow.explain.edge_attribution import EdgeScores, edge_attribution
 from knowhow.explain.heads import head_scores, kurtosis
+from knowhow.maths.statistics import holm
 from knowhow.model import toys
 from knowhow.model.quiet import quiet
 from knowhow.model.replay import record
@@ -142,8 +142,8 @@ def test_outliers_are_those_of_each_model_alone(models: Models) -> None:
 
 
 def test_holm_s_procedure_stops_at_the_first_that_fails() -> None:
-    assert diff_roles._holm([0.03, 0.01, 0.2, 0.012]) == [False, True, False, True]
-    assert diff_roles._holm([0.04, 0.04]) == [False, False]
+    assert holm([0.03, 0.01, 0.2, 0.012]) == [False, True, False, True]
+    assert holm([0.04, 0.04]) == [False, False]
 
 
 def scores_of(values_SRB: torch.Tensor) -> EdgeScores:

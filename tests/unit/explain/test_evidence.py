@@ -73,7 +73,7 @@ def test_an_answer_that_rests_on_nothing_is_told_from_one_that_does() -> None:
 def test_the_share_is_the_one_that_fits_the_truth() -> None:
     truth = np.array([True, True, False, False])
     assert fit_share([(np.array([1.0, 0.75, 0.45, 0.2]), truth)] * 3) in (0.5, 0.6, 0.7)
-    assert fit_share([(np.array([1.0, 0.15, 0.05, 0.0]), truth)]) == 0.1
+    assert fit_share([(np.array([1.0, 0.15, 0.05, 0.0]), truth)]) in (0.07, 0.1, 0.15)
     drawn = at_random(0)
     assert not np.array_equal(drawn(TEXT, units(TEXT), 0), drawn(TEXT, units(TEXT), 0))
 

@@ -86,10 +86,10 @@ def test_evidence_says_what_was_shown_and_what_was_not(plain: Path) -> None:
 def test_parts_stand_beside_their_control_and_unsupported_is_said(plain: Path) -> None:
     shown = outline(plain)
     text = " ".join(" ".join(shown.text).split())
-    assert "What 20 right answers lose without a part" in text
+    assert "What 20 right answers (12 groups of twins) lose without a part" in text
     assert "not supported (undecided)" in text
     assert "head 1 of layer 1 previous token, induction 0.80 0.10 0.50 0.05" in text
-    assert "The answer stands after layer 2" in text
+    assert "On average the answer stands after layer 2" in text
 
 
 def test_self_contained_small_and_reproducible(plain: Path, tmp_path: Path) -> None:

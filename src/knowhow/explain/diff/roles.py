@@ -19,7 +19,7 @@ from knowhow.explain.diff.setting import Setting
 from knowhow.explain.diff.weights import plain
 from knowhow.explain.edge_attribution import EdgeScores
 from knowhow.explain.heads import HeadScores, head_scores, kurtosis, massive
-from knowhow.maths.statistics import bootstrap, sign_flip
+from knowhow.maths.statistics import bootstrap, holm, sign_flip
 from knowhow.types import Interval
 
 LEAST, ALPHA = 0.05, 0.05
@@ -85,7 +85,7 @@ def roles(known: Setting, *, least: float = LEAST) -> Roles:
                 p = sign_flip(np.bincount(known.clusters, weights=change_N), seed=known.seed)
                 change = known.sure(np.where(there_N, new_N - old_N, np.nan))
                 found.append(Moved(layer, head, name, float(old_N[there_N].mean()), float(new_N[there_N].mean()), change, p, False))
-    holds = _holm([one.p for one in found])
+    holds = holm([one.p for one in found], level=ALPHA)
     marked = [replace(one, sure=held and abs(one.change.value) >= least) for one, held in zip(found, holds, strict=True)]
     return Roles(tuple(sorted(marked, key=lambda one: -abs(one.change.value))), before.roles(), after.roles())
 
@@ -174,15 +174,6 @@ def _scores(known: Setting) -> HeadScores:
         for recorded, mask_BT in zip(made.recordings, made.masks, strict=True)
     ]
     return HeadScores({name: made.in_order([values[name] for values in found]) for name in found[0]})
-
-
-def _holm(p_values: Sequence[float]) -> list[bool]:
-    """Which hypotheses Holm's step-down procedure rejects at `ALPHA`."""
-    held, going = [False] * len(p_values), True
-    for rank, at in enumerate(np.argsort(p_values, kind="stable").tolist()):
-        going = going and p_values[at] <= ALPHA / (len(p_values) - rank)
-        held[at] = going
-    return held
 
 
 def _jaccard(first: set[int], second: set[int]) -> float:
