@@ -103,7 +103,7 @@ CASES = (
     Case("unknown task", key("task.kind", "clasify"), ("`task.kind`", "classify, regress, generate, score")),
     Case("unknown domain", key("data.generate", {"domain": "weather"}, data__train=None), ("'weather'", "malware")),
     Case("unknown option of a domain", generated(teir="O"), ("'teir'", "did you mean 'tier'")),
-    Case("an option out of range", generated(tier="Z"), ("'Z'", "P, O, F")),
+    Case("an option out of range", generated(tier="Z"), ("'Z'", "P, S, O, F")),
     Case("a tier that is NaN", generated(tier={"O": float("nan")}), ("tier",)),
     Case("unknown reader", key("data.domain", "weather"), ("'weather'", "malware")),
     Case("a reader on another's file", key("data.domain", "malware"), ()),

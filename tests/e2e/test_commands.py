@@ -16,7 +16,7 @@ from knowhow.files import read_json, read_jsonl
 from knowhow.model.toys import twin
 
 SETS = ["adapt.0.steps=12", "adapt.0.epochs=", "adapt.0.lr=3e-3", "adapt.0.method=full", "adapt.0.batch_tokens=512", "evaluate.draws=50"]
-SETS += ["evaluate.baselines=[majority, tfidf-lr]", "evaluate.forgetting=false", "evaluate.memorisation=false"]
+SETS += ["evaluate.baselines=[majority, tfidf-lr]", "evaluate.forgetting=false", "evaluate.memorisation=false", "explain.examples=4"]
 WORDS = {"warm": ["sun", "fire", "summer", "desert"], "cold": ["ice", "snow", "winter", "frost"]}
 
 

@@ -48,8 +48,13 @@ def recipe(folder: Path, base: str, task: str = "classify", **phase: Any) -> Rec
         data={"train": str(folder / "rows.jsonl"), "canaries": 2, "split": {"valid": 0.2, "test": 0.25}},
         adapt=[{"objective": objective, "steps": 20, "checkpoint_every": 5, "batch_tokens": 512, "microbatch_tokens": 256, "lr": 3e-3, **phase}],
         evaluate={"draws": 100},
-        explain={"examples": 2},
+        explain={"examples": 0},
     )
+
+
+def explained(asked: Recipe, examples: int = 2) -> Recipe:
+    """The same with evidence for a few answers; without it a build is quicker."""
+    return Recipe.model_validate({**asked.model_dump(), "explain": {"examples": examples}})
 
 
 def built(recipe: Recipe, folder: Path, *, resume: bool = False, progress: Any = silent) -> run.RunResult:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import built, recipe, silent
+from small import built, explained, recipe, silent
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from knowhow import run
@@ -23,7 +23,7 @@ from knowhow.stages.common import answers, load_predictions
 
 @pytest.mark.parametrize("task", ["classify", "many", "regress", "generate", "score"])
 def test_every_task_ends_in_a_specialist_and_a_page(tmp_path, bases, task):
-    result = built(recipe(tmp_path, bases("llama"), task), tmp_path)
+    result = built(explained(recipe(tmp_path, bases("llama"), task)), tmp_path)
     results = read_json(result.run.path("evaluate", "results.json"))
     assert {row["model"] for row in results} > {"specialist"}
     own = [row for row in results if row["model"] == "specialist" and row["slice"] == "all"]
@@ -87,7 +87,7 @@ def test_an_encoder_is_no_channel(tmp_path, bases):
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "qwen3"])
 def test_other_families_build_too(tmp_path, bases, family):
-    result = built(recipe(tmp_path, bases(family)), tmp_path)
+    result = built(explained(recipe(tmp_path, bases(family))), tmp_path)
     assert result.specialist.is_dir()
 
 
@@ -115,7 +115,7 @@ def test_lora_is_merged_on_request_and_leaves_the_base_alone_otherwise(tmp_path,
 
 @pytest.mark.parametrize(("task", "objective"), [("classify", "classify"), ("many", "channel")])
 def test_an_interrupted_build_ends_in_the_same_bytes(tmp_path, bases, task, objective):
-    asked = recipe(tmp_path, bases("llama"), task, objective=objective, lr=[1e-3, 3e-3])
+    asked = explained(recipe(tmp_path, bases("llama"), task, objective=objective, lr=[1e-3, 3e-3]))
     whole = built(asked, tmp_path / "a" if (tmp_path / "a").mkdir() is None else tmp_path)
     (tmp_path / "b").mkdir()
 
