@@ -29,7 +29,7 @@ from knowhow.stages.common import Build, encode
 from knowhow.stages.evaluate import specialist
 from knowhow.types import Interval
 
-HELD, STRONGEST, CHANGED, WINDOW = 400, 3, 8, 6
+HELD, STRONGEST, CHANGED, WINDOW = 160, 3, 8, 6
 """Test rows that are measured on, the most examples of a feature, features named as gained, and tokens round an example's peak."""
 
 
