@@ -21,7 +21,7 @@ def look(model: str, what: str, sets: Sequence[str], runs: Path, output: Output)
     """One of stages/deeper.py; its record goes to looked/, beside what the build sealed. `sets`: keys of the run's recipe."""
     if what not in LOOKS:
         raise UsageError(f"{what!r}", allowed=", ".join(LOOKS))
-    folder = Path(model) if (Path(model) / "run.json").is_file() else resolve(model, runs).folder
+    folder = resolve(model, runs).folder
     if not (folder / "package" / "specialist" / "knowhow.json").is_file():
         raise UsageError(f"the run {folder.name} has no specialist yet", fix="finish it: knowhow build RECIPE --resume", where=str(folder))
     recipe = recipes.read(folder / "recipe.json", sets)

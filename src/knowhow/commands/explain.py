@@ -74,7 +74,7 @@ def _found(model: str, runs: Path, output: Output) -> None:
     """What the build of a run found."""
     if (Path(model) / "knowhow.json").is_file():
         raise UsageError(f"{model}, a specialist without the run that built it", allowed="a run, or a text to explain", fix="give --text or --data")
-    folder = Path(model) if (Path(model) / "run.json").is_file() else resolve(model, runs).folder
+    folder = resolve(model, runs).folder
     path = folder / "explain" / "findings.json"
     if not path.is_file():
         raise UsageError(f"{folder.name} was built without the explain stage", fix="give --text or --data, or build it again", where=str(path))

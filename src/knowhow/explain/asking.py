@@ -48,13 +48,8 @@ class Asked:
         found_N, labels_N = np.zeros(len(rows)), np.asarray(labels)
         for label in sorted(set(labels)) if self.loaded.head == "channel" else [None]:
             at = np.flatnonzero(labels_N == label) if label is not None else np.arange(len(rows))
-            logits_NC, own = self.answers([rows[row] for row in at], label), labels_N[at]
-            held_N = logits_NC[np.arange(len(at)), own]
-            if self.many:
-                found_N[at] = held_N - np.asarray(self.cuts)[own]
-            else:
-                logits_NC[np.arange(len(at)), own] = -np.inf
-                found_N[at] = held_N - logits_NC.max(1)
+            logits_NC = self.answers([rows[row] for row in at], label)
+            found_N[at] = self.metric(labels_N[at].tolist())(torch.from_numpy(logits_NC).double()).numpy()
         return found_N
 
     def rows(self, texts: Sequence[str]) -> list[list[int]]:
@@ -62,23 +57,21 @@ class Asked:
         return infer.encode(self.loaded.tokenizer, [(self.before + text).rstrip() for text in texts], context=self.context, truncate=self.truncate)
 
     def metric(self, labels: Sequence[int]) -> Metric:
-        """`margins` as a function of logits BC, for interventions that give those."""
+        """Logits BC → how far each row speaks for its own label, B in nats."""
         own_B = torch.tensor(list(labels))
 
         def metric(logits_BC: torch.Tensor) -> torch.Tensor:
             at_B, own = torch.arange(len(own_B), device=logits_BC.device), own_B.to(logits_BC.device)
             held_B = logits_BC[at_B, own]
             if self.many:
-                return held_B - torch.tensor(self.cuts).to(held_B)[own]
+                return held_B - torch.tensor(self.cuts, dtype=torch.float64).to(held_B)[own]
             return held_B - logits_BC.scatter(1, own[:, None], -torch.inf).max(1).values
 
         return metric
 
     def inputs(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """Rows side by side, the padding marked (a causal model needs no mask; means and head scores do)."""
-        tokens_BT, _ = infer.right_padded(self.loaded, rows)
-        lengths_B1 = torch.tensor([len(row) for row in rows], device=tokens_BT.device)[:, None]
-        return {"input_ids": tokens_BT, "attention_mask": (torch.arange(tokens_BT.shape[1], device=tokens_BT.device) < lengths_B1).long()}
+        return dict(zip(("input_ids", "attention_mask"), infer.padded(self.loaded, rows), strict=True))
 
     def answers(self, rows: Sequence[Sequence[int]], label: int | None = None) -> np.ndarray:
         """Logits NC; with `label` only its column need be right."""

@@ -7,19 +7,18 @@ Shape letters: B rows, T tokens, D stream, H heads, V vocabulary, M steps, S sen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from knowhow.errors import UsageError
+from knowhow.explain.inputs import Inputs
 from knowhow.explain.sweep import Metric
 from knowhow.model.loaded import has_gradients
 from knowhow.model.taps import Edit, tap
 
-Inputs = Mapping[str, Any]
 STEPS = 16
 TOLERANCE = 0.02
 

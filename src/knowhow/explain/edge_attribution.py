@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from knowhow.explain.attribution import Inputs, answered, between, check_gradients, shares
+from knowhow.explain.attribution import answered, between, check_gradients, shares
 from knowhow.explain.circuits.ports import check_adds
 from knowhow.explain.edges import Reader, order, readers
+from knowhow.explain.inputs import Inputs
 from knowhow.explain.sweep import Metric
 from knowhow.model.sites import body
 from knowhow.model.taps import tap

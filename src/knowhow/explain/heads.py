@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from knowhow.errors import UsageError
+from knowhow.explain.inputs import real_tokens, rows_of
 from knowhow.model.replay import Recording
 from knowhow.model.sites import Body, body
 from knowhow.model.taps import tap
@@ -59,11 +60,10 @@ def head_scores(model: torch.nn.Module, inputs: Mapping[str, Any], *, rows: int 
         raise UsageError(f"{len(tokens_BT)} rows, {rows} together", allowed="at least 1")
     depth, found = at_rest(model).depth, []
     for index in torch.arange(len(tokens_BT), device=tokens_BT.device).split(rows):
-        part = {name: value[index] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        part = rows_of(inputs, index)
         with tap(model, "layers.*.attn.pattern") as seen:
             model(**part)
-        real_BT = part["attention_mask"].bool() if "attention_mask" in part else torch.ones_like(part["input_ids"], dtype=torch.bool)
-        wanted = targets(part["input_ids"], real_BT)
+        wanted = targets(part["input_ids"], real_tokens(part))
         patterns = [seen[f"layers.{layer}.attn.pattern"] for layer in range(depth)]
         found.append({name: torch.stack([attention_to(pattern, *where) for pattern in patterns], 1) for name, where in wanted.items()})
     return HeadScores({name: torch.cat([part[name] for part in found]) for name in found[0]})
@@ -119,7 +119,7 @@ def massive(recorded: Recording, *, size: float = 100.0, ratio: float = 1000.0) 
     Largest first; padding is left out. Raises UsageError for a size or ratio below 0."""
     if size < 0 or ratio < 0:
         raise UsageError(f"size {size}, ratio {ratio}", allowed="numbers from 0 on")
-    found, real_BT = [], _real(recorded)
+    found, real_BT = [], real_tokens(recorded.inputs)
     for layer, stream_BTD in enumerate(recorded.stream[1:]):
         for row, (values_TD, real_T) in enumerate(zip(stream_BTD.float(), real_BT, strict=True)):
             size_TD = values_TD.abs()
@@ -130,7 +130,7 @@ def massive(recorded: Recording, *, size: float = 100.0, ratio: float = 1000.0) 
 
 def kurtosis(recorded: Recording) -> Tensor:
     """Pearson's kurtosis of the D values at each token's resid_post (3 for normal ones, about D with one value alone), mean over real tokens, BL."""
-    real_BT, found = _real(recorded).float(), []
+    real_BT, found = real_tokens(recorded.inputs).float(), []
     for stream_BTD in recorded.stream[1:]:
         centred_BTD = stream_BTD.double() - stream_BTD.double().mean(-1, keepdim=True)
         tailed_BT = centred_BTD.pow(4).mean(-1) / centred_BTD.square().mean(-1).square().clamp_min(1e-300)
@@ -142,10 +142,3 @@ def at_rest(model: torch.nn.Module) -> Body:
     if model.training:
         raise UsageError("a model in training", allowed="a model in eval mode, where nothing is dropped at random", fix="call model.eval() first")
     return body(model)
-
-
-def _real(recorded: Recording) -> Tensor:
-    """BT: which tokens are no padding."""
-    mask_BT = recorded.inputs.get("attention_mask")
-    like = recorded.stream[0][..., 0]
-    return torch.ones_like(like, dtype=torch.bool) if mask_BT is None else mask_BT.bool()

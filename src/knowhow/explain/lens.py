@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from knowhow.errors import UsageError
+from knowhow.explain.inputs import rows_of
 from knowhow.model.loaded import device_of
 from knowhow.model.replay import Recording, record
 from knowhow.model.sites import body
@@ -87,7 +88,7 @@ def tune(
         if progress is not None:
             progress("tuned lens", step, steps)
         with torch.no_grad():
-            recorded = record(model, _rows(train, next(order)))
+            recorded = record(model, rows_of(train, next(order)))
         for layer, pair in enumerate(zip(weights, biases, strict=True)):
             with torch.enable_grad():
                 lost = _mean_divergence(recorded, recorded.logits(_affine(recorded.stream[layer + 1], *pair)))
@@ -107,7 +108,7 @@ def _held_out(model: torch.nn.Module, rows: Mapping[str, Any], weight_LDD: Tenso
     """Mean KL per layer before and after, over all real tokens of all rows."""
     sums, units = torch.zeros(2, len(weight_LDD)), 0.0
     for index in torch.arange(len(rows["input_ids"])).split(batch):
-        recorded = record(model, _rows(rows, index))
+        recorded = record(model, rows_of(rows, index))
         count = float(_units(recorded).sum())
         for layer, stream_BTD in enumerate(recorded.stream[1:]):
             for which, hidden in enumerate((stream_BTD, _affine(stream_BTD, weight_LDD[layer], bias_LD[layer]))):
@@ -136,10 +137,6 @@ def _order(rows: int, batch: int, seed: int) -> Iterator[Tensor]:
     random = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(rows, generator=random).split(batch)
-
-
-def _rows(inputs: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
-    return {name: value[index.to(value.device)] if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 @dataclass(frozen=True, slots=True)

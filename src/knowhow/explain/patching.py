@@ -11,16 +11,16 @@ and exactly: explain/sweep.py. Shape letters: B rows, T positions, D what a site
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 
 from knowhow.errors import UsageError
+from knowhow.explain.inputs import Inputs
 from knowhow.model.sites import find
 from knowhow.model.taps import At, Edit, tap
 
-Inputs = Mapping[str, Any]
 How = Literal["zero", "mean", "resample", "noise"]
 EVERYWHERE = At()
 HOWS: tuple[How, ...] = ("zero", "mean", "resample", "noise")

@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from knowhow.errors import UsageError
+from knowhow.explain.inputs import real_tokens
 from knowhow.maths.statistics import bootstrap, weighted_mean
 from knowhow.model.sites import find
 from knowhow.model.taps import tap
@@ -84,7 +85,7 @@ def gather(model: torch.nn.Module, batches: Iterable[Mapping[str, Any]], *, kind
         with tap(model, f"layers.*.{kind}") as seen:
             model(**batch)
         ids_BT = batch["input_ids"]
-        real_BT = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(ids_BT, dtype=torch.bool)
+        real_BT = real_tokens(batch)
         if not bool(real_BT.any(1).all()):
             raise UsageError(f"input {count + int((~real_BT.any(1)).nonzero()[0])} without a real token", allowed="attention_mask with a 1 in each row")
         row_N, at_N = _places(real_BT, pool)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -57,6 +58,11 @@ def restore(folder: Path, model: torch.nn.Module, optim: Optim, average: Average
     if average is not None:
         average.restore(load_file(folder / "average.safetensors"))
     torch.set_rng_state(load_file(folder / "random.safetensors")["cpu"])
+
+
+def kept_steps(keep: int, steps: int) -> frozenset[int]:
+    """Log-spaced steps from the first to the last; the last alone where one is asked for."""
+    return frozenset(np.geomspace(steps, 1, keep).round().astype(int).tolist()) if keep else frozenset()
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> None:

@@ -205,13 +205,19 @@ def _score(loaded: Loaded, rows: list[list[int]], answers: list[list[int]]) -> t
 
 def right_padded(loaded: Loaded, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """tokens_BT and mask_BT. A causal model never looks right, so it needs no mask (and attention without one is faster)."""
+    tokens_BT, mask_BT = padded(loaded, rows)
+    return tokens_BT, None if loaded.kind == "causal" else mask_BT
+
+
+def padded(loaded: Loaded, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """tokens_BT and mask_BT with the padding behind each row."""
     width, device = max(1, *(len(row) for row in rows)), device_of(loaded.model)
     tokens_BT = torch.full((len(rows), width), loaded.tokenizer.pad_token_id)
     mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
     for index, row in enumerate(rows):
         tokens_BT[index, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask_BT[index, : len(row)] = 1
-    return tokens_BT.to(device), None if loaded.kind == "causal" else mask_BT.to(device)
+    return tokens_BT.to(device), mask_BT.to(device)
 
 
 @contextmanager

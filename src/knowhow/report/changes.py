@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from knowhow.report.charts import ACCENT, OTHER, forest, grid
-from knowhow.report.numbers import decimal, items, number, part, percent, span
+from knowhow.report.numbers import decimal, ends, items, number, part, percent, span
 from knowhow.report.parts import Figure, Key, Section, Table, Tile
 from knowhow.report.read import Run
 from knowhow.report.text import clean
@@ -90,10 +90,8 @@ def _curve(told: Mapping[str, Any]) -> tuple[Figure, ...]:
     for count, one in zip(items(chosen, "counts"), kept):
         value = number(one, "value")
         if value is not None:
-            low, high = number(one, "low"), number(one, "high")
-            ends = {"low": value if low is None else low, "high": value if high is None else high}
-            label = f"{percent(value)} {span(low, high)}; in random order {percent(drawn.get(count))}"
-            rows.append({"name": f"{count} parts", "value": value, "short": percent(value), "label": label, "colour": ACCENT, **ends})
+            label = f"{percent(value)} {span(number(one, 'low'), number(one, 'high'))}; in random order {percent(drawn.get(count))}"
+            rows.append({"name": f"{count} parts", "value": value, "short": percent(value), "label": label, "colour": ACCENT, **ends(one, value)})
     if not rows:
         return ()
     needed = number(chosen, "needed")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from knowhow.report.charts import ACCENT, OTHER, forest, grid
-from knowhow.report.numbers import decimal, items, number, percent, span
+from knowhow.report.numbers import decimal, ends, items, number, percent, span
 from knowhow.report.parts import Figure, Key, Section, Table
 from knowhow.report.read import Run
 from knowhow.report.text import clean
@@ -68,11 +68,16 @@ def _lens(told: Mapping[str, Any]) -> tuple[Figure, ...]:
     rows = []
     for row in layers:
         value = number(row, "value") or 0.0
-        low, high = number(row, "low"), number(row, "high")
-        label = f"{decimal(value, 2)} {span(low, high)}"
-        ends = {"low": value if low is None else low, "high": value if high is None else high}
+        label = f"{decimal(value, 2)} {span(number(row, 'low'), number(row, 'high'))}"
         rows.append(
-            {"name": f"after {layer_name(row)}", "value": value, "short": decimal(value, 1), "label": label, "colour": ACCENT if value > 0 else OTHER, **ends}
+            {
+                "name": f"after {layer_name(row)}",
+                "value": value,
+                "short": decimal(value, 1),
+                "label": label,
+                "colour": ACCENT if value > 0 else OTHER,
+                **ends(row, value),
+            }
         )
     if not rows:
         return ()

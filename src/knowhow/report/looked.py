@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from knowhow.report.curves import faithful
-from knowhow.report.numbers import decimal, items, number, part, percent, span
+from knowhow.report.numbers import decimal, ends, items, number, part, percent, span
 from knowhow.report.parts import Figure, Key, Section, Table, Tile
 from knowhow.report.read import Run
 from knowhow.report.text import clean
@@ -106,8 +106,7 @@ def _points(told: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     for row in items(told, "points")[:POINTS]:
         share, value = number(row, "share"), number(row, key)
         if share is not None and value is not None and share > 0:
-            low, high = number(row, "low"), number(row, "high")
-            rows.append({"share": share, "value": value, "low": value if low is None else low, "high": value if high is None else high})
+            rows.append({"share": share, "value": value, **ends(row, value)})
     return rows
 
 

@@ -80,6 +80,12 @@ def items(value: object, key: str) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
+def ends(row: object, value: float) -> dict[str, float]:
+    """`low` and `high` of an interval; where an end is missing, the value itself."""
+    low, high = number(row, "low"), number(row, "high")
+    return {"low": value if low is None else low, "high": value if high is None else high}
+
+
 def decimal(value: float | None, digits: int = 3) -> str:
     """Fixed digits with a true minus sign; a dash for nothing."""
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)

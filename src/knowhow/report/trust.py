@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from knowhow.report import charts, curves
-from knowhow.report.numbers import count, decimal, items, number, part, percent, plural, signed, span, with_interval
+from knowhow.report.numbers import count, decimal, ends, items, number, part, percent, plural, signed, span, with_interval
 from knowhow.report.parts import Figure, Key, Section, Table, Tile
 from knowhow.report.read import Run
 from knowhow.report.text import clean
@@ -47,9 +47,7 @@ def _bins(found: Mapping[str, Any], side: str) -> list[dict[str, float]]:
         confidence, accuracy, n = (number(row, key) for key in ("confidence", "accuracy", "n"))
         if confidence is None or accuracy is None or not n:
             continue
-        low, high = number(row, "low"), number(row, "high")
-        interval = {"low": accuracy if low is None else low, "high": accuracy if high is None else high}
-        result.append({"confidence": confidence, "accuracy": accuracy, "n": n, **interval})
+        result.append({"confidence": confidence, "accuracy": accuracy, "n": n, **ends(row, accuracy)})
     return result
 
 

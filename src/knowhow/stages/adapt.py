@@ -13,21 +13,18 @@ from knowhow.files import read_json, write_atomic, write_json
 from knowhow.loop import checkpoint
 from knowhow.model import adapters, load
 from knowhow.stages.common import Build
-from knowhow.stages.phase import Phase, plan, train_once
+from knowhow.stages.phase import Phase, phases, plan, train_once
 
 
 def work(build: Build, folder: Path) -> None:
     """Leaves choices.json, trace.jsonl and per phase model/ (adapter/ too, for LoRA; kept/ where weights were kept)."""
-    parent = build.base
-    for number, spec in enumerate(build.recipe.adapt):
-        phase = Phase(build, spec, number, folder / f"phase-{number}", parent)
+    todo = phases(build)
+    for phase in todo:
         if not (phase.folder / "done.json").is_file():
             run_phase(phase)
         _tidy(phase.folder)
-        parent = str(phase.folder / "model")
-    phases = [folder / f"phase-{number}" for number in range(len(build.recipe.adapt))]
-    write_atomic(folder / "trace.jsonl", b"".join((phase / "trace.jsonl").read_bytes() for phase in phases))
-    write_json(folder / "choices.json", [read_json(phase / "done.json") for phase in phases])
+    write_atomic(folder / "trace.jsonl", b"".join((phase.folder / "trace.jsonl").read_bytes() for phase in todo))
+    write_json(folder / "choices.json", [read_json(phase.folder / "done.json") for phase in todo])
 
 
 def run_phase(phase: Phase) -> None:

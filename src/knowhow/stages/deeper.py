@@ -23,7 +23,7 @@ from knowhow.explain.circuits.find import Pairs, Search, find_circuit
 from knowhow.explain.circuits.run import prepare
 from knowhow.explain.influence.datamodel import drivers
 from knowhow.explain.influence.row_losses import of_labels
-from knowhow.explain.influence.scores import Influence, Sides, inner_products, tfidf, tracin
+from knowhow.explain.influence.scores import Influence, Sides, tfidf, tracin
 from knowhow.files import read_json
 from knowhow.loop.optim import schedule
 from knowhow.stages.cases import Case, cases
@@ -31,7 +31,7 @@ from knowhow.stages.common import Build
 from knowhow.stages.dictionaries import features
 from knowhow.stages.explain import asked_by
 from knowhow.stages.methods import groups_of
-from knowhow.stages.phase import Phase
+from knowhow.stages.phase import Phase, phases
 from knowhow.types import Batch
 
 SEARCH = Search(steps=3, draws=10, curves=2)
@@ -74,9 +74,8 @@ def influence(build: Build, folder: Path) -> dict[str, Any]:
 
     What retraining would show is not asked here (bench/data_attribution.py asks it of a tiny twin). Raises UsageError for language-model objectives."""
     spec, task = build.recipe.explain, build.task
-    last = len(build.recipe.adapt) - 1
-    plain = build.recipe.adapt[last].model_copy(update={"teacher": None})  # a row's own label, not what a teacher made of it
-    phase = Phase(build, plain, last, build.run.path("adapt", f"phase-{last}"), _parent(build, last))
+    last = phases(build)[-1]
+    phase = replace(last, spec=last.spec.model_copy(update={"teacher": None}))  # a row's own label, not what a teacher made of it
     if phase.spec.objective != "classify" or not task.classes:
         raise UsageError(f"training rows behind answers of the objective {phase.spec.objective}", allowed="classify")
     loaded = phase.fresh()
@@ -92,11 +91,11 @@ def influence(build: Build, folder: Path) -> dict[str, Any]:
     asking = [{**rows, "answer": case.label} for rows, case in zip(_batches(test, at_M, loaded.tokenizer.pad_token_id, 1), wanted, strict=True)]
     sides = Sides(_batches(train, drawn_N, loaded.tokenizer.pad_token_id), asking, of_labels, _of_answer)
     kept = _kept(phase)
-    if kept:
-        found = tracin(loaded.model, sides, [(load_file(path), lr) for path, lr in kept], progress=build.progress)
-    else:
-        _put(loaded.model, load_file(_final(phase)))
-        found = inner_products(loaded.model, sides, progress=build.progress)
+    if not kept and phase.spec.method == "lora":
+        fix = "build it with adapt.N.keep, so that its weights are kept on the way"
+        raise UsageError("weights that are not those that were trained (an adapter merged into its base)", fix=fix)
+    weights = kept or [(phase.folder / "model" / "model.safetensors", 1.0)]
+    found = tracin(loaded.model, sides, [(load_file(path), lr) for path, lr in weights], progress=build.progress)
     texts = {example.id: example for example in build.rows("train")}
     names = [str(train.ids[at]) for at in drawn_N]
     likeness_NM = tfidf([str(texts[name].prompt) for name in names], [case.parts.text for case in wanted])
@@ -122,22 +121,21 @@ def _driven(
     driven = drivers(found.scores[:, at], k=SHOWN)
     alike = set(np.argsort(-likeness_NM[:, at])[:SHOWN].tolist())
 
-    def told(rows: Sequence[Any]) -> list[dict[str, Any]]:
-        return [
-            {"id": names[one.row], "score": one.score, "label": _label(texts[names[one.row]]), "text": str(texts[names[one.row]].prompt)[:SNIPPET]}
-            for one in rows
-        ]
-
+    told = [[_row(names[one.row], one.score, texts) for one in side] for side in (driven.helpful, driven.harmful)]
     return {
-        "id": case.example.id, "label": labels[case.label], "text": case.parts.text, "helped": told(driven.helpful), "hurt": told(driven.harmful),
+        "id": case.example.id, "label": labels[case.label], "text": case.parts.text, "helped": told[0], "hurt": told[1],
         "also_alike": sum(one.row in alike for one in driven.helpful),
     }  # fmt: skip
 
 
 def _strange(found: Influence, names: Sequence[str], texts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows that support themselves most, those that nothing else supports: rare ones, and wrong labels."""
+    """Rows with the largest gradients of their own: hard and rare ones, and wrong labels."""
     order = np.argsort(-found.own)[: 2 * SHOWN]
-    return [{"id": names[at], "score": float(found.own[at]), "label": _label(texts[names[at]]), "text": str(texts[names[at]].prompt)[:SNIPPET]} for at in order]
+    return [_row(names[at], float(found.own[at]), texts) for at in order]
+
+
+def _row(name: str, score: float, texts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": name, "score": score, "label": _label(texts[name]), "text": str(texts[name].prompt)[:SNIPPET]}
 
 
 def _label(example: Any) -> str:
@@ -159,25 +157,6 @@ def _kept(phase: Phase) -> list[tuple[Path, float]]:
     steps = sorted(int(path.stem) for path in (phase.folder / "kept").glob("*.safetensors"))
     sums = [done["lr"] * sum(factor(step) for step in range(before + 1, upto + 1)) for before, upto in zip([0, *steps], steps)]
     return [(phase.folder / "kept" / f"{step}.safetensors", rate) for step, rate in zip(steps, sums, strict=True)]
-
-
-def _final(phase: Phase) -> Path:
-    return phase.folder / "model" / "model.safetensors"
-
-
-@torch.no_grad()
-def _put(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """The weights of a finished phase; an adapter's own stay in its folder, so only a whole model has them here."""
-    named = dict(model.named_parameters())
-    if not weights.keys() <= named.keys():
-        fix = "build it with adapt.N.keep, so that its weights are kept on the way"
-        raise UsageError("weights that are not those that were trained (an adapter merged into its base)", fix=fix)
-    for name, value in weights.items():
-        named[name].copy_(value)
-
-
-def _parent(build: Build, number: int) -> str:
-    return build.base if number == 0 else str(build.run.path("adapt", f"phase-{number - 1}", "model"))
 
 
 def _one_pass(build: Build) -> Asked:

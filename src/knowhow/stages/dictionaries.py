@@ -27,7 +27,6 @@ from knowhow.model.load import Loaded, load
 from knowhow.model.sites import body
 from knowhow.stages.common import Build, encode
 from knowhow.stages.evaluate import specialist
-from knowhow.types import Interval
 
 HELD, STRONGEST, CHANGED, WINDOW = 160, 3, 8, 6
 """Test rows that are measured on, the most examples of a feature, features named as gained, and tokens round an example's peak."""
@@ -71,7 +70,7 @@ def _told(build: Build, loaded: Loaded, dictionary: Dictionary, test: Rows, base
         peak = shown[one.unit][0].tokens if shown[one.unit] else ()
         strongest.append(
             {
-                "feature": one.unit, "label": one.label, "auc": one.auc.value, "neuron_auc": one.neuron_auc.value, "lead": _plain(one.lead),
+                "feature": one.unit, "label": one.label, "auc": one.auc.value, "neuron_auc": one.neuron_auc.value, "lead": asdict(one.lead),
                 "p": one.p_value, **_taken_out(effect), "example": loaded.tokenizer.decode(list(peak)),
             }
         )  # fmt: skip
@@ -86,8 +85,8 @@ def _taken_out(effect: Effect) -> dict[str, Any]:
     return {
         "effect": effect.strength.value,
         "control": effect.strength.value - beyond.value,
-        "beyond": _plain(beyond),
-        "change": _plain(effect.change),
+        "beyond": asdict(beyond),
+        "change": asdict(effect.change),
         "verdict": said,
     }
 
@@ -99,7 +98,7 @@ def _compared(base: Loaded | None, loaded: Loaded, dictionary: Dictionary, test:
     found = compare(base, loaded, dictionary, test, seed=seed)
     return {
         "changed": len(found.changed), "gained": list(found.gained[:CHANGED]), "gained_all": len(found.gained),
-        "unexplained": [_plain(one) for one in found.unexplained],
+        "unexplained": [asdict(one) for one in found.unexplained],
     }  # fmt: skip
 
 
@@ -117,8 +116,4 @@ def _rows(build: Build, loaded: Loaded, part: str) -> Rows:
 
 
 def _kept(way: Kept) -> dict[str, Any]:
-    return {"name": way.name, "active": way.active, "unexplained": _plain(way.unexplained), "recovered": _plain(way.recovered), "cost": _plain(way.cost)}
-
-
-def _plain(interval: Interval) -> dict[str, Any]:
-    return asdict(interval)
+    return {"name": way.name, "active": way.active, "unexplained": asdict(way.unexplained), "recovered": asdict(way.recovered), "cost": asdict(way.cost)}

@@ -16,11 +16,11 @@ from knowhow.explain.writing import Written
 from knowhow.files import append_jsonl, read_json, write_json
 from knowhow.model.load import Loaded
 from knowhow.recipe import BaseSpec
-from knowhow.stages.cases import cases, written
+from knowhow.stages.cases import Case, cases, written
 from knowhow.stages.common import Build, context
 from knowhow.stages.evaluate import specialist
 from knowhow.stages.inside import changed, look
-from knowhow.stages.methods import SHARE, compare, findings, row
+from knowhow.stages.methods import SHARE, Compared, compare, findings, row
 from knowhow.types import Task
 
 FITTED = 12
@@ -40,12 +40,10 @@ def work(build: Build, folder: Path) -> None:
     if not right:
         return
     compared = compare(asked, list(cases(asked, build, "valid", FITTED)), right, seed, build.progress)
-    write_json(folder / "methods.json", [row(one) for one in compared.tried])
-    write_json(folder / "findings.json", [asdict(finding) for finding in findings(compared, right, seed)])
+    _keep(folder, compared, right, seed)
     told, behind = look(asked, right, seed, build.progress)
     write_json(folder / "inside.json", told | {"findings": [asdict(finding) for finding in told["findings"]]})
     write_json(folder / "diff.json", changed(build, asked, right))
-    (folder / "evidence.jsonl").unlink(missing_ok=True)  # what a killed build had begun
     for at, (case, found) in enumerate(zip(right, compared.best.checked, strict=True)):
         inside = {"inside": behind[at]} if at < len(behind) else {}
         append_jsonl(folder / "evidence.jsonl", _written(case.example.id, case.parts, found, compared.best.name, task.labels) | inside)
@@ -59,13 +57,18 @@ def of_writing(build: Build, folder: Path) -> None:
     if not right:
         return
     compared = compare(asked, [], right, seed, build.progress)
-    write_json(folder / "methods.json", [row(one) for one in compared.tried])
-    write_json(folder / "findings.json", [asdict(finding) for finding in findings(compared, right, seed)])
-    (folder / "evidence.jsonl").unlink(missing_ok=True)
+    _keep(folder, compared, right, seed)
     for at, (case, found) in enumerate(zip(right, compared.best.checked, strict=True)):
         build.progress("explain, tokens", at, len(right))
         append_jsonl(folder / "evidence.jsonl", _of_tokens(asked, case.example.id, case.parts, found))
     build.progress("explain", 1, 1)
+
+
+def _keep(folder: Path, compared: Compared, right: Sequence[Case], seed: int) -> None:
+    """Methods and findings; what a killed build had begun of the evidence goes."""
+    write_json(folder / "methods.json", [row(one) for one in compared.tried])
+    write_json(folder / "findings.json", [asdict(finding) for finding in findings(compared, right, seed)])
+    (folder / "evidence.jsonl").unlink(missing_ok=True)
 
 
 def asked_by(build: Build) -> Asked:
@@ -85,25 +88,28 @@ def asked_of(loaded: Loaded, task: Task, spec: BaseSpec, fitted: Mapping[str, An
 
 def explained(asked: Asked, text: str, labels: Sequence[str], *, identity: str = "0", seed: int = 0) -> list[dict[str, Any]]:
     """Evidence for every label that a text is given, as rows of evidence.jsonl; by occlusion. Raises UsageError for a text of a single word."""
-    parts = units(text)
-    if len(parts.ranges) < 2:
-        raise UsageError("a text with nothing to take away", allowed="a text of at least two words")
-    score, rows = asked.scorer(), []
-    for label in np.flatnonzero(asked.said([text])[0]).tolist():
-        scores_U = occlusion(score)(text, parts, label)
-        found = check(score, parts, label, choose(scores_U, SHARE), scores_U, seed=seed)
-        rows.append(_written(identity, parts, found, "occlusion", labels))
-    return rows
+    parts = _parted(text)
+    given = np.flatnonzero(asked.said([text])[0]).tolist()
+    return [_written(identity, parts, _occluded(asked, parts, label, seed), "occlusion", labels) for label in given]
 
 
 def explained_writing(asked: Written, text: str, *, identity: str = "0", seed: int = 0) -> list[dict[str, Any]]:
     """Evidence for the first of the written answers, as a row of evidence.jsonl. Raises UsageError for a text of a single word."""
+    parts = _parted(text)
+    return [_of_tokens(asked, identity, parts, _occluded(asked, parts, 0, seed))]
+
+
+def _parted(text: str) -> Units:
     parts = units(text)
     if len(parts.ranges) < 2:
         raise UsageError("a text with nothing to take away", allowed="a text of at least two words")
-    scores_U = occlusion(asked.scorer())(text, parts, 0)
-    found = check(asked.scorer(), parts, 0, choose(scores_U, SHARE), scores_U, seed=seed)
-    return [_of_tokens(asked, identity, parts, found)]
+    return parts
+
+
+def _occluded(asked: Asked | Written, parts: Units, label: int, seed: int) -> Evidence:
+    score = asked.scorer()
+    scores_U = occlusion(score)(parts.text, parts, label)
+    return check(score, parts, label, choose(scores_U, SHARE), scores_U, seed=seed)
 
 
 def _of_tokens(asked: Written, identity: str, parts: Units, found: Evidence) -> dict[str, Any]:

@@ -131,6 +131,13 @@ class Phase:
         return loaded.tokenizer.convert_tokens_to_ids(read_json(words)["new_words"]) if words.is_file() else []
 
 
+def phases(build: Build) -> list[Phase]:
+    """The recipe's phases, each from the model that the one before leaves."""
+    folders = [build.run.path("adapt", f"phase-{number}") for number in range(len(build.recipe.adapt))]
+    parents = [build.base, *(str(folder / "model") for folder in folders)]
+    return [Phase(build, spec, number, folders[number], parents[number]) for number, spec in enumerate(build.recipe.adapt)]
+
+
 @dataclass
 class Best:
     """The best validation so far; higher `score` is better, whatever the metric."""
@@ -207,7 +214,7 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
                     append_jsonl(trace, {"phase": phase.number, "step": step, **row})
                     if best.update(score, step):
                         checkpoint.save_weights(here / "best.safetensors", loaded.model)
-            if step in kept_steps(spec.keep, steps):
+            if step in checkpoint.kept_steps(spec.keep, steps):
                 (here / "kept").mkdir(exist_ok=True)
                 checkpoint.save_weights(here / "kept" / f"{step}.safetensors", loaded.model)
             phase.build.progress(f"{label}, loss {info.loss:.3f}", step, steps)
@@ -226,11 +233,6 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
             raise UsageError(f"training diverged: {error}", fix=f"lower the learning rate (it is {lr:g})", where=f"adapt.{phase.number}.lr") from error
         phase.build.run.log(stage="adapt", event="diverged", lr=lr, reason=str(error))
     write_json(here / "result.json", {"lr": lr, "score": best.score, "best_step": best.step, "steps": step})
-
-
-def kept_steps(keep: int, steps: int) -> frozenset[int]:
-    """Log-spaced steps from the first to the last; the last alone where one is asked for."""
-    return frozenset(np.geomspace(steps, 1, keep).round().astype(int).tolist()) if keep else frozenset()
 
 
 def validation(phase: Phase) -> Callable[[load.Loaded], tuple[dict[str, float], float]]:

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from knowhow.errors import UsageError
-from knowhow.explain.attribution import Inputs
 from knowhow.explain.circuits.curves import SHARES, Control, Curve, Measured, control, curve, measure
 from knowhow.explain.circuits.graph import Circuit, circuit_of, firsts, permuted, ranked
 from knowhow.explain.circuits.run import Instead, Runs, prepare
 from knowhow.explain.edge_attribution import EdgeScores, edge_attribution
+from knowhow.explain.inputs import Inputs
 from knowhow.explain.sweep import Metric
 from knowhow.protocols import Progress
 from knowhow.types import Interval

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from knowhow.errors import UsageError
-from knowhow.explain.attribution import Inputs, answered
+from knowhow.explain.attribution import answered
 from knowhow.explain.circuits.graph import LOGITS, Graph, graph
 from knowhow.explain.circuits.ports import KINDS, Ports, Sent, Swap, before_attention, check_adds, mlp_says, ports, sent, swapped
 from knowhow.explain.circuits.run import check_pairs
 from knowhow.explain.edges import Reader, readers
+from knowhow.explain.inputs import Inputs
 from knowhow.explain.sweep import ROWS, Metric
 from knowhow.model.replay import Recording, record
 from knowhow.protocols import Progress

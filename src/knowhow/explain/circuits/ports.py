@@ -9,7 +9,7 @@ U streams side by side, O outputs of a projection.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,16 +149,12 @@ def given(attention: torch.nn.Module, outputs: Mapping[str, Tensor]) -> Iterator
     def instead(value: Tensor) -> Callable[[torch.nn.Module, Any, Any], Tensor]:
         return lambda _, __, ___: value
 
-    handles = []
-    for name, value in outputs.items():
-        module = attention.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(lambda _, args: (args[0][:1, :1], *args[1:])))
-        handles.append(module.register_forward_hook(instead(value)))
-    try:
+    with ExitStack() as stack:
+        for name, value in outputs.items():
+            module = attention.get_submodule(name)
+            stack.enter_context(module.register_forward_pre_hook(lambda _, args: (args[0][:1, :1], *args[1:])))
+            stack.enter_context(module.register_forward_hook(instead(value)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +182,10 @@ def swapped(attention: torch.nn.Module, own: Ports, swaps: Sequence[Swap]) -> It
 
         return change
 
-    handles = [attention.get_submodule(name).register_forward_hook(hook(name)) for name in own.modules] if swaps else []
-    try:
+    with ExitStack() as stack:
+        for name in own.modules if swaps else ():
+            stack.enter_context(attention.get_submodule(name).register_forward_hook(hook(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
 from knowhow.errors import UsageError
-from knowhow.explain.attribution import Inputs
 from knowhow.explain.circuits.graph import Graph, connected, graph
 from knowhow.explain.circuits.ports import Ports, Sent, before_attention, check_adds, constant, given, ports, sent
+from knowhow.explain.inputs import Inputs, rows_of
 from knowhow.explain.sweep import Metric
 from knowhow.model.replay import Recording, record
 from knowhow.model.sites import body
@@ -107,10 +107,10 @@ def prepare(model: torch.nn.Module, base: Inputs, source: Inputs, *, instead: In
     steady = None if instead == "source" else _steady(model, source, splits, layers, zero=instead == "zero")
     chunks = []
     for rows in splits:
-        recorded = record(model, _rows(base, rows, B))
+        recorded = record(model, rows_of(base, rows))
         other, start = steady, 0
         if other is None:
-            other = sent(model, _rows(source, rows, B))
+            other = sent(model, rows_of(source, rows))
             differ_T = (recorded.stream[0] != other.stream[0]).any(2).any(0)
             start = int(differ_T.nonzero()[0]) if recorded.causal and differ_T.any() else 0
             other = other.behind(start)
@@ -131,16 +131,12 @@ def check_pairs(base: Inputs, source: Inputs) -> None:
             raise UsageError(f"a base and a source of different {name}", allowed="the same padding", fix="pair texts of equal length")
 
 
-def _rows(inputs: Inputs, rows: slice, B: int) -> dict[str, Any]:
-    return {name: value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == B else value for name, value in inputs.items()}
-
-
 def _steady(model: torch.nn.Module, source: Inputs, splits: list[slice], layers: tuple[Ports, ...], *, zero: bool) -> Sent:
     """What senders say on average over the source run's tokens that are no padding, or nothing at all."""
-    parts, B, count = body(model), len(source["input_ids"]), 0.0
+    parts, count = body(model), 0.0
     totals: list[Tensor] | None = None
     for rows in splits[:1] if zero else splits:
-        part = _rows(source, rows, B)
+        part = rows_of(source, rows)
         one = sent(model, part)
         real_BT = part["attention_mask"] if "attention_mask" in part else torch.ones_like(part["input_ids"])
         sums = [torch.einsum("bt,bt...->...", real_BT.to(value), value) for value in (one.stream[0], *one.z, *one.mlp)]
