@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from knowhow.types import Batch, Diagnosis, Example, Prediction, Predictions, StepInfo, Trace
+from knowhow.types import Batch, Diagnosis, Example, Prediction, Predictions, Scored, StepInfo, Trace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,12 +59,14 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Law(Protocol):
+    """Reads numbers, never a model: predictions from what was measured before a run, verdicts from what observers kept of it."""
+
     name: str
     statement: str
 
     def predict(self, diagnosis: Diagnosis) -> Sequence[Prediction]: ...
 
-    def score(self, predictions: Sequence[Prediction], trace: Trace) -> Sequence[Mapping[str, Any]]: ...
+    def score(self, predictions: Sequence[Prediction], trace: Trace) -> Sequence[Scored]: ...
 
 
 @runtime_checkable

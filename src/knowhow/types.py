@@ -150,9 +150,35 @@ class Plan:
     choices: tuple[Choice, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A prediction beside what was measured: `residual` is what the law's tolerance is stated for (see the law), `inside` the share of the observed
+    steps at which its assumptions held, `because` says why not applicable, or what was compared."""
+
+    prediction: Prediction
+    measured: float | None
+    residual: float | None
+    verdict: Verdict
+    because: str = ""
+    inside: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How one parameter is moved: learning rate and decay of this step, the optimizer's rule (adamw, sgd, muon), momentum (β1 for adamw)."""
+
+    lr: float
+    decay: float
+    rule: str
+    momentum: float = 0.0
+
+
 @dataclass(slots=True)
 class StepInfo:
-    """What the loop yields after each optimizer step. `loss` is per supervised unit (token or weighted example); `model` and `batches` are live."""
+    """What the loop yields after each optimizer step. `loss` is per supervised unit (token or weighted example); `model` and `batches` are live.
+
+    For observers: `objective` (an Objective) and `units` say what the loss of `batches` is (sum over them of the objective's loss ÷ units); `clipped` is the factor by
+    which the gradients were scaled (known in `after`); `rates` how each trained parameter moves, by name (filled at steps that someone watches)."""
 
     step: int
     tokens_seen: int
@@ -162,6 +188,10 @@ class StepInfo:
     grad_norm: float
     model: torch.nn.Module
     batches: Sequence[Batch]
+    objective: Any = None
+    units: float = 1.0
+    clipped: float = 1.0
+    rates: Mapping[str, Rate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

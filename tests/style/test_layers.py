@@ -12,7 +12,7 @@ ZERO = {"__init__", "types", "protocols", "errors", "files"}
 ONE = ZERO | {"maths", "data", "model", "retrieve"}
 TWO = {"diagnose", "adapt", "observe", "compress", "evaluate", "explain"}
 THREE = ONE | TWO | {"loop", "laws", "plan", "report", "package"}
-FOUR = THREE | {"manifest", "recipe", "reading", "workspace", "stages", "progress", "estimate", "domains", "serve", "team", "run", "specialist", "pretrain"}
+FOUR = THREE | {"manifest", "recipe", "reading", "workspace", "stages", "progress", "estimate", "domains", "serve", "team", "run", "specialist", "pretrain", "experiments"}
 
 MAY_IMPORT: dict[str, set[str]] = (
     {"__init__": set(), "errors": set(), "types": set(), "protocols": {"types"}, "files": {"errors"}}
@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = (
     | {
         "stages": FOUR - {"stages", "run", "specialist", "pretrain"},
         "run": FOUR - {"run"},
+        "experiments": FOUR - {"experiments", "run", "specialist", "stages", "pretrain", "domains", "recipe", "reading"},
         "pretrain": FOUR - {"pretrain", "run", "specialist", "stages"},
         "specialist": FOUR - {"run", "specialist", "pretrain"},
     }

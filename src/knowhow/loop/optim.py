@@ -11,16 +11,23 @@ import torch
 
 from knowhow.loop.machine import has_bf16
 from knowhow.loop.muon import Muon
+from knowhow.types import Rate
 
 Schedule = Callable[[int], float]
 
 
 @dataclass(frozen=True, slots=True)
 class OptimSpec:
-    """`lr` for all, `head_lr` for parameters whose name holds one of `head_names`, `muon_lr` for hidden matrices under Muon (Jordan 2024; None: AdamW)."""
+    """`lr` for all, `head_lr` for parameters whose name holds one of `head_names`, `muon_lr` for hidden matrices under Muon (Jordan 2024; None: AdamW).
+
+    `rule` sgd: W ← W − lr·(velocity + decay·W), velocity ← momentum·velocity + gradient; what laws about plain gradient descent are checked with.
+    `decayed` all: vectors and embeddings are decayed too."""
 
     lr: float
     weight_decay: float = 0.0
+    rule: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.0
+    decayed: Literal["matrices", "all"] = "matrices"
     betas: tuple[float, float] = (0.9, 0.95)
     head_lr: float | None = None
     head_names: tuple[str, ...] = ("score", "classifier", "modules_to_save")
@@ -31,7 +38,7 @@ class Optim:
     """One or two torch optimizers behind one step; learning rates are the group's `initial_lr` × the schedule's factor."""
 
     def __init__(self, model: torch.nn.Module, spec: OptimSpec) -> None:
-        """Vectors (norms, biases) and embeddings are not decayed. Raises ValueError when nothing is trainable."""
+        """Vectors (norms, biases) and embeddings are not decayed unless told. Raises ValueError when nothing is trainable."""
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise ValueError("no trainable parameter")
@@ -41,13 +48,13 @@ class Optim:
         groups = []
         for head in (False, True):
             for decay in (False, True):
-                chosen = [p for name, p in rest if _is_head(name, spec) == head and (p.ndim >= 2 and id(p) not in table) == decay]
+                chosen = [p for name, p in rest if _is_head(name, spec) == head and (spec.decayed == "all" or (p.ndim >= 2 and id(p) not in table)) == decay]
                 lr = spec.head_lr if head and spec.head_lr else spec.lr
                 if chosen:
                     groups.append({"params": chosen, "lr": lr, "weight_decay": spec.weight_decay if decay else 0.0})
         self.parts: list[torch.optim.Optimizer] = []
         if groups:
-            self.parts.append(torch.optim.AdamW(groups, betas=spec.betas, eps=1e-8, fused=True))
+            self.parts.append(_made(groups, spec))
         if muon:
             quick = torch.bfloat16 if has_bf16(muon[0].device.type) else torch.float32
             self.parts.append(Muon(muon, lr=spec.muon_lr, weight_decay=spec.weight_decay, dtype=quick))
@@ -69,6 +76,17 @@ class Optim:
     def clear(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
+
+    def rates(self, model: torch.nn.Module) -> dict[str, Rate]:
+        """How each trained parameter of `model` moves at this step, by name; a tied one stands under its first name."""
+        rules = {torch.optim.AdamW: "adamw", torch.optim.SGD: "sgd", Muon: "muon"}
+        found = {}
+        for part in self.parts:
+            for group in part.param_groups:
+                momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+                rate = Rate(float(group["lr"]), float(group["weight_decay"]), rules[type(part)], float(momentum))
+                found |= {id(parameter): rate for parameter in group["params"]}
+        return {name: found[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in found}
 
     def state(self) -> dict[str, torch.Tensor]:
         """Flat tensors `part.parameter.name`, ready for safetensors."""
@@ -108,6 +126,12 @@ def schedule(kind: Literal["cosine", "wsd", "constant"], steps: int, *, warmup: 
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
     return factor
+
+
+def _made(groups: list[dict[str, Any]], spec: OptimSpec) -> torch.optim.Optimizer:
+    if spec.rule == "sgd":
+        return torch.optim.SGD(groups, momentum=spec.momentum)
+    return torch.optim.AdamW(groups, betas=spec.betas, eps=1e-8, fused=True)
 
 
 def _is_head(name: str, spec: OptimSpec) -> bool:

@@ -65,12 +65,14 @@ def train(
         if not norm < float("inf"):
             raise FloatingPointError(f"the gradient is {norm} at step {step}")
         lr = optim.scale(factor(step))
-        info = StepInfo(step, seen, loss, {name: value / units for name, value in sums.items()}, lr, norm, model, micro)
+        info = StepInfo(step, seen, loss, {name: value / units for name, value in sums.items()}, lr, norm, model, micro, objective, units)
         watching = [observer for observer in observers if observer.due(step)]
+        info.rates = optim.rates(model) if watching else {}
         for observer in watching:
             observer.before(info)
         if norm > spec.clip:
-            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], spec.clip / (norm + 1e-6))
+            info.clipped = spec.clip / (norm + 1e-6)
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], info.clipped)
         optim.step()
         for observer in watching:
             observer.after(info)
