@@ -177,8 +177,8 @@ class Rate:
 class StepInfo:
     """What the loop yields after each optimizer step. `loss` is per supervised unit (token or weighted example); `model` and `batches` are live.
 
-    For observers: `objective` (an Objective) and `units` say what the loss of `batches` is (sum over them of the objective's loss ÷ units); `clipped` is the factor by
-    which the gradients were scaled (known in `after`); `rates` how each trained parameter moves, by name (filled at steps that someone watches)."""
+    For observers: `objective` (an Objective) and `units` say what the loss of `batches` is (the objective's loss, summed over them, ÷ units); `clipped` is
+    the factor by which the gradients were scaled (known in `after`); `rates` how each trained parameter moves, by name (at steps that someone watches)."""
 
     step: int
     tokens_seen: int

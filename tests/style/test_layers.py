@@ -12,7 +12,22 @@ ZERO = {"__init__", "types", "protocols", "errors", "files"}
 ONE = ZERO | {"maths", "data", "model", "retrieve"}
 TWO = {"diagnose", "adapt", "observe", "compress", "evaluate", "explain"}
 THREE = ONE | TWO | {"loop", "laws", "plan", "report", "package"}
-FOUR = THREE | {"manifest", "recipe", "reading", "workspace", "stages", "progress", "estimate", "domains", "serve", "team", "run", "specialist", "pretrain", "experiments"}
+FOUR = THREE | {
+    "manifest",
+    "recipe",
+    "reading",
+    "workspace",
+    "stages",
+    "progress",
+    "estimate",
+    "domains",
+    "serve",
+    "team",
+    "run",
+    "specialist",
+    "pretrain",
+    "experiments",
+}
 
 MAY_IMPORT: dict[str, set[str]] = (
     {"__init__": set(), "errors": set(), "types": set(), "protocols": {"types"}, "files": {"errors"}}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from knowhow import laws
 from knowhow.experiments.system import System, system
 from knowhow.files import digest
 from knowhow.laws.law import RUN, Experiment, Judgement, Law, judge
