@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 runs_app = typer.Typer(help="The runs there are: list, remove, tidy up.", rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
+laws_app = typer.Typer(help="The laws of learning: list, show, check.", rich_markup_mode=None)
+app.add_typer(laws_app, name="laws")
 
 Json = Annotated[bool, typer.Option("--json", envvar="KNOWHOW_JSON", help="JSON lines on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", envvar="KNOWHOW_QUIET", help="Results and errors only.")]
@@ -30,6 +32,7 @@ DataSets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE"
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML); `knowhow init` writes one.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A specialist's folder, or the name of a run.")]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="A file, a `datasets` folder or a hub id.")]
+LawName = Annotated[str, typer.Argument(metavar="LAW", help="A law's name; `knowhow laws list` shows them.")]
 RUNS = Path("runs")
 
 
@@ -62,6 +65,26 @@ def build(
     from knowhow.commands.output import Output
 
     command.build(recipe, sets or [], command.How(resume=resume, start=start, runs=runs, yes=yes), Output(json, quiet))
+
+
+@app.command()
+def diagnose(recipe: RecipePath, sets: Sets = None, runs: Runs = RUNS, json: Json = False, quiet: Quiet = False) -> None:
+    """Measure the base on the task; no weight changes."""
+    from knowhow.commands import build as command
+    from knowhow.commands import plan as planning
+    from knowhow.commands.output import Output
+
+    planning.diagnose(recipe, sets or [], command.How(resume=True, start=None, runs=runs, yes=True), Output(json, quiet))
+
+
+@app.command()
+def plan(recipe: RecipePath, sets: Sets = None, runs: Runs = RUNS, json: Json = False, quiet: Quiet = False) -> None:
+    """Show the choices of a build and what each rests on."""
+    from knowhow.commands import build as command
+    from knowhow.commands import plan as planning
+    from knowhow.commands.output import Output
+
+    planning.plan(recipe, sets or [], command.How(resume=True, start=None, runs=runs, yes=True), Output(json, quiet))
 
 
 @app.command()
@@ -215,6 +238,50 @@ def runs_gc(runs: Runs = RUNS, yes: Yes = False, json: Json = False, quiet: Quie
     command.gc(runs, yes, Output(json, quiet))
 
 
+@laws_app.command("list")
+def laws_list(json: Json = False, quiet: Quiet = False) -> None:
+    """List the laws, what each answers, and how it was judged."""
+    from knowhow.commands import laws as command
+    from knowhow.commands.output import Output
+
+    command.list_laws(Output(json, quiet))
+
+
+@laws_app.command("show")
+def laws_show(law: LawName, json: Json = False, quiet: Quiet = False) -> None:
+    """Show a law: statement, derivation, experiments, judgement."""
+    from knowhow.commands import laws as command
+    from knowhow.commands.output import Output
+
+    command.show(law, Output(json, quiet))
+
+
+@laws_app.command("predict")
+def laws_predict(recipe: RecipePath, sets: Sets = None, runs: Runs = RUNS, json: Json = False, quiet: Quiet = False) -> None:
+    """Predict, by every law, what a build will do."""
+    from knowhow.commands import build as command
+    from knowhow.commands import plan as planning
+    from knowhow.commands.output import Output
+
+    planning.predict(recipe, sets or [], command.How(resume=True, start=None, runs=runs, yes=True), Output(json, quiet))
+
+
+@laws_app.command("check")
+def laws_check(
+    law: LawName,
+    seeds: Annotated[str, typer.Option("--seeds", help="Seeds to run, such as 0,1,2 or 0-4.")] = "0,1,2",
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Your own language model, in place of the law's.")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="DATA", help="Texts to train it on (the formats of `build`).")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put a law to the test: its experiments and its controls."""
+    from knowhow.commands import laws as command
+    from knowhow.commands.output import Output
+
+    command.check(law, seeds, command.Yours(model, data), Output(json, quiet))
+
+
 @app.command()
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")], runs: Runs = RUNS, json: Json = False, quiet: Quiet = False
@@ -265,7 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
     from knowhow.commands.failures import guarded
 
     words = sys.argv[1:] if arguments is None else arguments
-    return guarded(app, [*words, "--help"] if words in ([], ["runs"]) else words)
+    return guarded(app, [*words, "--help"] if words in ([], ["runs"], ["laws"]) else words)
 
 
 if __name__ == "__main__":

@@ -12,31 +12,44 @@ from knowhow.errors import GateError
 from knowhow.files import digest, digest_file, digest_folder, read_json, write_json
 from knowhow.protocols import Progress
 from knowhow.recipe import Recipe
-from knowhow.stages import adapt, base, baseline, data, evaluate, explain, finish
+from knowhow.stages import adapt, base, baseline, data, diagnose, evaluate, explain, finish, plan, verify
 from knowhow.stages.common import Build
 from knowhow.workspace import Run, nothing_from_nothing, open_run
 
 STAGES: tuple[tuple[str, Callable[[Build, Path], None]], ...] = (
     ("data", data.work),
     ("base", base.work),
+    ("diagnose", diagnose.work),
+    ("plan", plan.work),
     ("baseline", baseline.work),
     ("adapt", adapt.work),
     ("evaluate", evaluate.work),
     ("explain", explain.work),
+    ("verify", verify.work),
     ("package", finish.package),
     ("report", finish.report),
 )
 SAYS = {
     "data": ("task", "data", "base", "seed"),
     "base": ("base", "seed"),
+    "diagnose": ("adapt", "seed"),
+    "plan": ("adapt", "budget", "seed"),
     "baseline": ("evaluate", "seed"),
     "adapt": ("adapt", "base", "seed"),
     "evaluate": ("evaluate", "seed"),
     "explain": ("explain", "seed"),
+    "verify": ("adapt", "seed"),
     "package": ("name", "description", "package"),
     "report": (),
 }
 """Which parts of the recipe each stage depends on; what it needs of earlier stages comes in by their digests."""
+
+
+Told = Callable[[str, Path], None]
+
+
+def _nothing(stage: str, folder: Path) -> None:
+    """For whom nothing need be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +64,28 @@ class RunResult:
 
 
 def build(
-    recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, estimate: dict[str, Any] | None = None
-) -> RunResult:
+    recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, estimate: dict[str, Any] | None = None,
+    told: Told = _nothing,
+) -> RunResult:  # fmt: skip
     """Run every stage. Raises GateError at the very end, with everything written, when a gate of the recipe's budget was not met."""
+    at = flow(recipe, runs=runs, resume=resume, start_from=start_from, progress=progress, root=root, estimate=estimate, told=told)
+    manifest = read_json(at.run.path("package", "specialist", "knowhow.json"))
+    failed = tuple(evaluate.gate(at))
+    result = RunResult(at.run, at.run.path("package", "specialist"), at.run.path("report", "report.html"), str(manifest["digest"]), failed)
+    if failed:
+        raise GateError("; ".join(failed), fix=f"the specialist and its report are in {at.run.folder}", where="budget")
+    return result
+
+
+def flow(
+    recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, estimate: dict[str, Any] | None = None,
+    until: str = "report", told: Told = _nothing,
+) -> Build:  # fmt: skip
+    """The stages up to `until`, each sealed; what a later build of the same recipe goes on from. `told(stage, run's folder)` is called after each."""
     asked = recipe.model_dump(mode="json")
     asked_digest = digest({"recipe": asked, "from": start_from and digest_folder(start_from)})
     run = open_run(runs, recipe.name, asked_digest, resume=resume)
+    wanted = STAGES[: 1 + [name for name, _ in STAGES].index(until)]
     with run.lease(), nothing_from_nothing(run.folder, lambda: any(run.sealed(stage) for stage, _ in STAGES)):
         write_json(run.path("recipe.json"), asked)
         if estimate is not None:
@@ -66,18 +95,15 @@ def build(
         at = Build(recipe, run, root, progress, start_from)
         run.measure(root=str(root.resolve()), start_from=start_from and str(start_from.resolve()))
         earlier: dict[str, str] = {}
-        for number, (name, work) in enumerate(STAGES):
-            progress(f"stage {name}", number, len(STAGES))
+        for number, (name, work) in enumerate(wanted):
+            progress(f"stage {name}", number, len(wanted))
             inputs = {"earlier": dict(earlier), "files": _files(at) if name == "data" else {}, **{part: asked[part] for part in SAYS[name]}}
             earlier[name] = run.stage(name, inputs, lambda folder, work=work: work(at, folder))
             write_json(run.path("run.json"), {**about, "stages": {stage: {"digest": value} for stage, value in earlier.items()}})
-        progress("stage report", len(STAGES), len(STAGES))
+            told(name, run.folder)
+        progress(f"stage {until}", len(wanted), len(wanted))
         finish.measured(at)
-        manifest = read_json(run.path("package", "specialist", "knowhow.json"))
-        result = RunResult(run, run.path("package", "specialist"), run.path("report", "report.html"), str(manifest["digest"]), tuple(evaluate.gate(at)))
-    if result.failed:
-        raise GateError("; ".join(result.failed), fix=f"the specialist and its report are in {run.folder}", where="budget")
-    return result
+    return at
 
 
 def _files(at: Build) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,19 @@ class How:
     yes: bool
 
 
-def build(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
+def specialist_recipe(path: Path, sets: Sequence[str]) -> tuple[Recipe, Recipe]:
+    """The recipe as written, and with its paths as they are from here; the hub may be asked only for what it names."""
     recipe = reading.read(path, sets)
     if not isinstance(recipe, Recipe):
         raise UsageError("a recipe for a base model (it has `corpora`)", allowed="a recipe with `data`", fix=f"knowhow pretrain {path}", where=str(path))
-    root = path.absolute().parent
-    here = reading.located(recipe, root)
+    here = reading.located(recipe, path.absolute().parent)
     allow_network(here.base.model, *filter(None, (here.data.train, here.data.valid, here.data.test)))
+    return recipe, here
+
+
+def build(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
+    recipe, here = specialist_recipe(path, sets)
+    root = path.absolute().parent
     start = None if how.start is None else _specialist(how.start, how.runs)
     record = _foresee(here, how, output)
     from knowhow import run
@@ -48,12 +54,30 @@ def build(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
     asked, about = reading.expanded(recipe), dict(record)
     try:
         with output.progress() as progress:
-            result = run.build(asked, runs=how.runs, resume=how.resume, start_from=start, progress=progress, root=root, estimate=about)
+            result = run.build(asked, runs=how.runs, resume=how.resume, start_from=start, progress=progress, root=root, estimate=about, told=told(output))
     except GateError:
         # Everything is written when a gate fails; the run that was written last is this one.
         _tell(list_runs(how.runs)[-1].folder, output)
         raise
     _tell(result.run.folder, output)
+
+
+def told(output: Output) -> Callable[[str, Path], None]:
+    """Says, when the plan is made and nothing is trained yet, what is predicted."""
+
+    def say(stage: str, run: Path) -> None:
+        if stage != "plan":
+            return
+        from rich.console import Console
+
+        from knowhow.report import forecasts
+
+        rows = read_json(run / "plan" / "predictions.json")
+        output.row({"event": "predicted", "predictions": rows})
+        if not (output.as_json or output.quiet):
+            Console(stderr=True).print(forecasts.text_table(rows))
+
+    return say
 
 
 def pretrain(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
@@ -124,13 +148,15 @@ def _tell(run: Path, output: Output) -> None:
     """The table of baselines and specialist, where things are, and what to try next."""
     from rich.console import Console
 
-    from knowhow.report import read, tables, verdict
+    from knowhow.report import forecasts, read, tables, verdict
 
     results = read.load(run).results
     specialist, report = run / "package" / "specialist", run / "report" / "report.html"
     metric = verdict.headline_metric(results, deciding_metric(run))
     sentence = tables.verdict_line(results, metric=metric)
+    scored = read.load(run).files.get("predictions", [])
     if not output.as_json:
+        Console().print(forecasts.text_table(scored))
         Console().print(tables.text_table(results, metric=metric))
     paths = f"specialist  {specialist}\nreport      {report.absolute().as_uri()}"
     following = "\n".join(f"{'next' if number == 0 else '':<12}{line}" for number, line in enumerate(_next(run)))
@@ -143,6 +169,7 @@ def _tell(run: Path, output: Output) -> None:
             "sha256": read_json(specialist / "knowhow.json")["digest"],
             "verdict": sentence,
             "results": [asdict(row) for row in verdict.ranked(results, metric)],
+            "predictions": scored,
         },
         f"{sentence}\n\n{paths}\n{following}",
     )

@@ -152,7 +152,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _command(words: list[str]) -> str:
     plain = [word for word in words if not word.startswith("-")]
-    return " ".join(plain[: 2 if plain[:1] == ["runs"] else 1])
+    return " ".join(plain[: 2 if plain[:1] in (["runs"], ["laws"]) else 1])
 
 
 def _how_to_go_on(words: list[str]) -> str:

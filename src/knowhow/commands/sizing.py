@@ -70,7 +70,7 @@ def shape(folder: Path, phases: Iterable[PhaseSpec]) -> Shape:
     config = _json(folder / "config.json")
     width, depth = (_first(config, names) for names in (WIDTHS, DEPTHS))
     parameters = sum(_elements(path) for path in sorted(folder.glob("*.safetensors")))
-    lora = [phase.lora.rank for phase in phases if phase.method == "lora"]
+    lora = [8 if phase.lora.rank == "auto" else phase.lora.rank for phase in phases if phase.method == "lora"]
     trained = min(parameters, 14 * max(lora) * width * depth) if lora and all(phase.method == "lora" for phase in phases) else parameters
     return Shape(parameters, trained, depth, width, _first(config, ("vocab_size",)))
 

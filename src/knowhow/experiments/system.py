@@ -30,7 +30,24 @@ class System:
 
 
 MAKERS = {
+    "yours": "knowhow.experiments.yours:yours",
     "markov-decoder": "knowhow.experiments.language:markov_decoder",
+    "bigram-chain": "knowhow.experiments.chains:bigram_chain",
+    "copying": "knowhow.experiments.copying:copying",
+    "modular-sum": "knowhow.experiments.modular:modular_sum",
+    "backcopy": "knowhow.experiments.backcopy:backcopy",
+    "charges": "knowhow.experiments.charges:charges",
+    "deep-linear": "knowhow.experiments.linear:deep_linear",
+    "in-context-regression": "knowhow.experiments.linear:in_context_regression",
+    "perceptron": "knowhow.experiments.perceptron:perceptron",
+    "row-normalised": "knowhow.experiments.normalised:row_normalised",
+    "lora-decoder": "knowhow.experiments.lora:lora_decoder",
+    "scaled-net": "knowhow.experiments.lazy:scaled_net",
+    "lazy-decoder": "knowhow.experiments.lazy:lazy_decoder",
+    "clusters": "knowhow.experiments.clusters:clusters",
+    "reduced-rank": "knowhow.experiments.regression:reduced_rank",
+    "linear-regression": "knowhow.experiments.regression:linear",
+    "sparse-features": "knowhow.experiments.features:sparse_features",
 }
 """Name → the function that makes it: (seed, **options) → System. The model and the rows depend on the seed alone."""
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from knowhow.errors import UsageError
-from knowhow.explain.circuits.ports import BY_BLOCKS, BY_HEADS, SEPARATE
 from knowhow.explain.heads import at_rest
 from knowhow.explain.lens import pulled_back
 from knowhow.model.loaded import device_of
+from knowhow.model.projections import BY_BLOCKS, BY_HEADS, SEPARATE
 from knowhow.model.sites import Body, body
 
 Tensor = torch.Tensor

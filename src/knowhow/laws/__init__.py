@@ -27,6 +27,11 @@ NAMES = (
     "grokking",
     "sinks",
     "bigram-floor",
+    "learning-rate-ceiling",
+    "update-rank",
+    "layer-skip",
+    "forgetting",
+    "more-data",
 )
 
 

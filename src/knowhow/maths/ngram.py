@@ -82,3 +82,35 @@ def unigram_losses(tokens_N: np.ndarray, tokens_M: np.ndarray, vocabulary: int) 
     """−log p by plain relative frequencies with one added to each count (Laplace), in nats: float M."""
     counts = np.bincount(tokens_N, minlength=vocabulary) + 1.0
     return -np.log(counts / counts.sum())[tokens_M.astype(np.int64)]
+
+
+def following(model: NGram, tokens_M: np.ndarray, at_P: np.ndarray) -> np.ndarray:
+    """The share PV that the model gives to every token after each position `at_P` of `tokens_M` (its context: that token and those before it)."""
+    tokens, at_P = tokens_M.astype(np.int64), np.asarray(at_P, np.int64)
+    shares_PV = np.full((len(at_P), model.vocabulary), 1.0 / model.vocabulary)
+    context_P = np.zeros(len(at_P), np.int64)
+    for n, level in enumerate(model.levels):
+        if n:
+            context_P = _context(model, tokens, at_P, n)
+        use_P = (context_P >= 0) & (level.totals[np.maximum(context_P, 0)] > 0)
+        safe_P = np.where(use_P, context_P, 0)
+        low_P, high_P = (np.searchsorted(level.keys, (safe_P + at) * model.vocabulary) if n else np.full(len(at_P), at * len(level.keys)) for at in (0, 1))
+        total_P, rest_P = level.totals[safe_P][:, None], level.followers[safe_P][:, None]
+        new_PV = model.discount * rest_P / np.maximum(total_P, 1) * shares_PV
+        sizes_P = high_P - low_P
+        row_K = np.repeat(np.arange(len(at_P)), sizes_P)
+        entry_K = np.arange(len(row_K)) - np.repeat(np.cumsum(sizes_P) - sizes_P, sizes_P) + np.repeat(low_P, sizes_P)
+        new_PV[row_K, level.keys[entry_K] % model.vocabulary] += np.maximum(level.counts[entry_K] - model.discount, 0) / np.maximum(total_P[row_K, 0], 1)
+        shares_PV = np.where(use_P[:, None], new_PV, shares_PV)
+    return shares_PV
+
+
+def _context(model: NGram, tokens: np.ndarray, at_P: np.ndarray, length: int) -> np.ndarray:
+    """The number of the context of `length` tokens that ends at each position; −1 where it was never seen or would begin before the first token."""
+    number_P = np.zeros(len(at_P), np.int64)
+    for n, level in enumerate(model.levels[:length]):
+        place_P = at_P - length + 1 + n
+        key_P = number_P * model.vocabulary + tokens[np.maximum(place_P, 0)]
+        found_P = np.minimum(np.searchsorted(level.keys, key_P), len(level.keys) - 1)
+        number_P = np.where((number_P >= 0) & (place_P >= n) & (level.keys[found_P] == key_P), found_P, -1)
+    return number_P

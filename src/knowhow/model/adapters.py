@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,23 +28,34 @@ _LAYER = re.compile(r"\.\d+\.")
 
 
 def add_lora(
-    loaded: Loaded, *, rank: int, alpha: float, targets: str | Sequence[str] = "auto", new_rows: Sequence[int] = (), dropout: float = 0.0, seed: int = 0
+    loaded: Loaded,
+    *,
+    rank: int,
+    alpha: float,
+    targets: str | Sequence[str] = "auto",
+    ranks: Mapping[str, int] | None = None,
+    new_rows: Sequence[int] = (),
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> Loaded:
     """The model with trainable LoRA matrices (A drawn from `seed`, B zero: the logits do not change yet) and everything else frozen.
 
     `targets`: attn, mlp, all (both, which is what auto takes) or names of linear modules. A classifying head trains whole; `new_rows` are embedding rows that
-    train whole (words that `vocabulary.extend` added). The base module is taken over: use the result, not `loaded.model`, from here on."""
+    train whole (words that `vocabulary.extend` added). `ranks`: a rank for each module, in place of `rank` and `targets` (PEFT's `rank_pattern`); each
+    keeps the scale alpha / rank. The base module is taken over: use the result, not `loaded.model`, from here on."""
     if isinstance(loaded.model, PeftModel):
         raise UsageError("a model that has an adapter already", fix="adapters.merge it first")
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise UsageError(f"rank {rank}, alpha {alpha}, dropout {dropout}", allowed="rank from 1, alpha above 0, dropout from 0 to below 1")
-    names = lora_targets(loaded.model, targets)
+    names = lora_targets(loaded.model, targets if ranks is None else list(ranks))
     linear = [module for name, module in loaded.model.named_modules() if name in set(names)]
     rows = loaded.model.get_input_embeddings().weight.shape[0]
     if any(not 0 <= row < rows for row in new_rows):
         raise UsageError(f"new_rows up to {max(new_rows)}", allowed=f"rows of the embedding, 0 to {rows - 1}")
+    scale = alpha / rank
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=_short(loaded.model, names), lora_dropout=dropout, bias="none",
+        rank_pattern=dict(ranks or {}), alpha_pattern={name: scale * own for name, own in (ranks or {}).items()},
         fan_in_fan_out=bool(linear) and all(isinstance(module, Conv1D) for module in linear),
         modules_to_save=_whole(loaded.model) or None,
         trainable_token_indices={_embedding_name(loaded.model): sorted(set(new_rows))} if new_rows else None,

@@ -12,6 +12,26 @@ from knowhow.protocols import Observer
 
 MAKERS = {
     "one_step": "knowhow.observe.one_step:OneStep",
+    "fourier": "knowhow.observe.fourier:Fourier",
+    "circuits": "knowhow.observe.circuits:Circuits",
+    "tokens": "knowhow.observe.tokens:TokenLosses",
+    "spectra": "knowhow.observe.spectra:Spectra",
+    "sparsity": "knowhow.observe.sparsity:Sparsity",
+    "outliers": "knowhow.observe.outliers:Outliers",
+    "probes": "knowhow.observe.probes:Probes",
+    "ngrams": "knowhow.observe.ngrams:NGrams",
+    "charges": "knowhow.observe.charges:Charges",
+    "modes": "knowhow.observe.modes:Modes",
+    "factors": "knowhow.observe.factors:Factors",
+    "sharpness": "knowhow.observe.sharpness:Sharpness",
+    "fact": "knowhow.observe.fact:Fact",
+    "rotation": "knowhow.observe.rotation:Rotation",
+    "lora": "knowhow.observe.lora:Lora",
+    "kernel": "knowhow.observe.kernel:Kernel",
+    "geometry": "knowhow.observe.geometry:Geometry",
+    "hessian": "knowhow.observe.hessian:Hessian",
+    "llc": "knowhow.observe.llc:LocalLearningCoefficient",
+    "superposition": "knowhow.observe.superposition:Superposition",
 }
 """Name → where its class is; imported when asked for."""
 

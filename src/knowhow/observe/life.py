@@ -12,7 +12,9 @@ import torch
 
 from knowhow.data.batch import IGNORE
 from knowhow.loop.step import Precision, autocast
+from knowhow.maths.spectra import spread
 from knowhow.model.loaded import device_of
+from knowhow.observe.spectra import hidden_matrices, site_of
 from knowhow.types import Batch, StepInfo
 
 EARLY, LATE = 50, 500
@@ -78,14 +80,11 @@ def mean_loss(model: torch.nn.Module, batches: Sequence[Batch], precision: Preci
 
 
 def spectra(model: torch.nn.Module) -> dict[str, float]:
-    """Frobenius norm and stable rank |W|²_F / |W|²_2 of every hidden matrix."""
+    """Frobenius norm and stable rank of every hidden matrix (see maths/spectra.py)."""
     row = {}
-    for name, weight in model.named_parameters():
-        if weight.ndim == 2 and "embed" not in name and "lm_head" not in name:
-            values = torch.linalg.svdvals(weight.detach().float())
-            site = name.removesuffix(".weight").removeprefix("model.")
-            row[f"{site}.norm"] = float(values.norm())
-            row[f"{site}.stable_rank"] = float((values.norm() / values[0]) ** 2)
+    for name, weight in hidden_matrices(model).items():
+        found = spread(weight)
+        row |= {f"{site_of(name)}.norm": found.norm, f"{site_of(name)}.stable_rank": found.stable_rank}
     return row
 
 

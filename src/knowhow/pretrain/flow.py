@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,20 +35,41 @@ from knowhow.types import StepInfo
 from knowhow.workspace import nothing_from_nothing
 
 
-def pretrain(recipe: PretrainRecipe, *, run: Path, root: Path, progress: Progress) -> Path:
-    """Make the base described by `recipe` in `run`; going on where an earlier call stopped. Returns the model folder."""
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What can be watched, before the first step: the model and what it is trained on. Tokens of each corpus as one array."""
+
+    recipe: PretrainRecipe
+    model: LlamaForCausalLM
+    tokenizer: Tokenizer
+    streams: Streams
+    valid: Streams
+    steps: int
+
+
+Watch = Callable[[Scene], Sequence[Observer]]
+
+
+def nobody(scene: Scene) -> Sequence[Observer]:
+    """No observer but the base's own (observe/life.py)."""
+    return ()
+
+
+def pretrain(recipe: PretrainRecipe, *, run: Path, root: Path, progress: Progress, watch: Watch = nobody) -> Path:
+    """Make the base described by `recipe` in `run`; going on where an earlier call stopped. `watch`: who looks besides. Returns the model folder."""
     with writing(run):
         run.mkdir(parents=True, exist_ok=True)
-    with nothing_from_nothing(run, lambda: checkpoint.find(run / "checkpoint") is not None):
-        return _make(recipe, run, root, progress)
+    with nothing_from_nothing(run, lambda: watch is not nobody or checkpoint.find(run / "checkpoint") is not None):
+        return _make(recipe, run, root, progress, watch)
 
 
-def _make(recipe: PretrainRecipe, run: Path, root: Path, progress: Progress) -> Path:
+def _make(recipe: PretrainRecipe, run: Path, root: Path, progress: Progress, watch: Watch) -> Path:
     tokenizer = tokenizer_of(recipe, run, root, progress)
     streams = {name: stream_of(name, spec, tokenizer, run, root, progress) for name, spec in recipe.corpora.items()}
     valid = {name: stream_of(f"valid-{name}", spec, tokenizer, run, root, progress) for name, spec in recipe.valid.items()}
     model = untrained(recipe, tokenizer).to(repeatable_device())
-    _train(model, recipe, streams, valid, run, progress)
+    watchers = watch(Scene(recipe, model, tokenizer, streams, valid, recipe.tokens // recipe.batch_tokens))
+    _train(model, recipe, streams, valid, run, progress, watchers)
     found = against_ngrams(recipe, streams, valid, model, untrained(recipe, tokenizer))
     write_json(run / "validation.json", found)
     folder = export(model, tokenizer, run / "model")
@@ -98,7 +120,9 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> Path:
     return folder
 
 
-def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, valid: Streams, run: Path, progress: Progress) -> None:
+def _train(
+    model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, valid: Streams, run: Path, progress: Progress, watchers: Sequence[Observer]
+) -> None:
     steps = recipe.tokens // recipe.batch_tokens
     batches = _batches(recipe, streams, steps, model.config.eos_token_id)
     optim = Optim(model, OptimSpec(recipe.lr, weight_decay=recipe.weight_decay, muon_lr=recipe.muon_lr))
@@ -113,7 +137,7 @@ def _train(model: LlamaForCausalLM, recipe: PretrainRecipe, streams: Streams, va
     # torch's own attention, so that a base can be made again to the byte whatever the loop learns to do faster
     spec = LoopSpec(steps, start, seen, clip=recipe.clip, precision=recipe.precision, attention="torch")
     log = _Log(run / "training.jsonl", start)
-    observers: list[Observer] = [life]
+    observers: list[Observer] = [life, *watchers]
     try:
         for info in train(model, objective, batches, optim, factor, spec, observers):
             log.step(info)

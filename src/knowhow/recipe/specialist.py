@@ -137,7 +137,8 @@ class DataSpec(Section):
 
 
 class LoraSpec(Section):
-    rank: Count = 8
+    rank: Count | Literal["auto"] = Field(8, description="auto: a rank for each matrix, planned from the base's first gradient")
+    parameters: Count | None = Field(None, description="rank auto: trainable parameters of the adapter; left out: as many as rank 8 everywhere")
     alpha: Positive = 16
     targets: Literal["auto", "attn", "mlp", "all"] = "auto"
 
@@ -161,7 +162,9 @@ class PhaseSpec(Section):
     )
     method: Literal["full", "lora"] = "full"
     lora: LoraSpec = Field(default_factory=LoraSpec)
-    lr: Positive | Annotated[list[Positive], Field(min_length=1)] = Field(1e-3, description="learning rate; a list is swept and chosen on validation")
+    lr: Positive | Annotated[list[Positive], Field(min_length=1)] | Literal["auto"] = Field(
+        1e-3, description="learning rate; a list is swept and chosen on validation; auto: planned from the ceiling that was predicted"
+    )
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: Fraction = Field(0.05, description="share of the steps")
     weight_decay: Amount = 0.05

@@ -21,7 +21,7 @@ import markupsafe
 import vl_convert
 
 from knowhow.files import write_atomic
-from knowhow.report import asked, audit, changes, examples, explanation, inside, looked, provenance, read, results, training, trust
+from knowhow.report import asked, audit, changes, examples, explanation, forecasts, inside, looked, provenance, read, results, training, trust
 from knowhow.report.diff import diff
 from knowhow.report.numbers import decimal, duration, metric_name, number, part, percent, signed, size, span
 from knowhow.report.parts import Section, Tile
@@ -48,7 +48,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...], Maker], ...] = (
     ("circuit", "The circuit behind the answers", ("circuit",), looked.circuit),
     ("features", "Features", ("features",), looked.features),
     ("influence", "Training rows behind answers", ("influence",), looked.influence),
-    ("predictions", "Predicted and measured", ("predictions",), provenance.predictions),
+    ("predictions", "Predicted and measured", ("predictions",), forecasts.predictions),
     ("examples", "Worked examples", ("samples",), examples.examples),
     ("specialist", "The specialist", ("package",), provenance.specialist),
     ("provenance", "Provenance", ("run", "measured"), provenance.provenance),

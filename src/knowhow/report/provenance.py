@@ -1,33 +1,14 @@
-"""Where it all came from: the packaged folder, digests, seeds, versions; and the tables that later stages fill (findings, predictions)."""
+"""Where it all came from: the packaged folder, digests, seeds, versions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from knowhow.report.numbers import decimal, in_order, items, number, part, plural, span
+from knowhow.report.numbers import in_order, items, part, plural
 from knowhow.report.parts import Section, Table
 from knowhow.report.read import Run
 from knowhow.report.text import clean
-
-
-def predictions(run: Run) -> Section:
-    """What was predicted before anything changed, beside what was measured."""
-    rows = [row for row in run.files["predictions"] if isinstance(row, Mapping)]
-    cells = tuple(
-        (
-            clean(row.get("law", ""), 60),
-            clean(row.get("quantity", ""), 80),
-            clean(row.get("site", ""), 60),
-            decimal(number(row, "value")),
-            span(number(row, "low"), number(row, "high")),
-            decimal(number(row, "measured")),
-            clean(row.get("verdict", ""), 20),
-        )
-        for row in rows[:200]
-    )
-    columns = ("law", "quantity", "site", "predicted", "interval", "measured", "verdict")
-    return Section(tables=(Table("Predictions", columns, cells, frozenset({3, 4, 5})),)) if cells else Section(missing="verify/predictions.json is empty")
 
 
 def specialist(run: Run) -> Section:

@@ -13,7 +13,8 @@ from knowhow.files import read_json, write_atomic, write_json
 from knowhow.loop import checkpoint
 from knowhow.model import adapters, load
 from knowhow.stages.common import Build
-from knowhow.stages.phase import Phase, phases, plan, train_once
+from knowhow.stages.phase import Phase, phases
+from knowhow.stages.training import plan, train_once
 
 
 def work(build: Build, folder: Path) -> None:

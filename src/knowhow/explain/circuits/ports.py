@@ -18,16 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from knowhow.errors import UsageError
 from knowhow.model.loaded import has_gradients
+from knowhow.model.projections import BY_BLOCKS, BY_HEADS, SEPARATE
 from knowhow.model.sites import ANATOMIES, Body, body
 from knowhow.model.taps import tap
 
 Tensor = torch.Tensor
 KINDS = ("q", "k", "v")
-SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
-BY_BLOCKS = ("c_attn", "qkv_proj", "Wqkv")
-"""Fused projections whose outputs are all queries, then all keys, then all values."""
-BY_HEADS = ("query_key_value",)
-"""Fused projections whose outputs are, head by head, its query, key and value."""
 _NORMED = ("gemma2", "gemma3_text", "olmo2")
 
 

@@ -1,0 +1,60 @@
+"""What twice the data would add is foreseen from how a probe on the base's frozen features grows.
+
+**Statement** The gain of the specialist's validation score from n to 2n training rows is proportional to the gain that a linear probe on frozen features
+still makes at its last doubling, carried on by the probe's own power law.
+
+**Derivation** The excess error of a reader fitted on n rows falls as E(n) = E∞ + A n^(−b) (learning-curve fits: Hestness 2017; for a linear reader of D
+features b = 1 while n ≫ D). Then each doubling's gain is the one before times 2^(−b); two doublings give b, and the next gain is known. A fine-tune reads
+better features, but of the same rows: what it lacks for want of examples (rare words, rare classes) the probe lacks too.
+
+**Assumptions** Rows of the same distribution; the run is long enough that data, not steps, is what is short.
+
+**Where it fails** Tasks of a circuit that appears all at once; tasks that frozen features do not show at all, where the probe's curve is flat at chance
+(then the interval is wide and the law says so).
+
+**Source** Hestness et al. 2017 (arXiv 1712.00409); Chinchilla-type fits. A use: whether to label more rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from knowhow.laws.law import Law, by_site, compared, fact, not_applicable, predicted, values
+from knowhow.types import Diagnosis, Prediction, Scored, Trace
+
+NAME = "more-data"
+QUANTITY = "fall of the validation loss from twice the data, nats"
+OFFSET, SLOPE, SPREAD = 0.0, 1.0, 0.1
+
+
+def next_gain(losses: Sequence[tuple[float, float]]) -> float | None:
+    """The fall that one more doubling would bring, from (rows, loss) at doublings: last gain × ratio of the last two, the ratio held in [¼, 1].
+    None with fewer than three points."""
+    ordered = [loss for _, loss in sorted(losses)]
+    if len(ordered) < 3:
+        return None
+    last, before = ordered[-2] - ordered[-1], ordered[-3] - ordered[-2]
+    ratio = min(1.0, max(0.25, last / before)) if before > 0 else 0.5
+    return max(0.0, last) * ratio
+
+
+def predict(diagnosis: Diagnosis) -> Sequence[Prediction]:
+    probed = next_gain([(float(site), value) for site, value in by_site(diagnosis, "growth.loss").items()])
+    rows, seen = fact(diagnosis, "rows"), fact(diagnosis, "growth.rows")
+    if probed is None or not rows or not seen:
+        return ()
+    # the probe saw fewer rows than the build will: its gain is carried on to the build's size by n^(-1/2)
+    value = OFFSET + SLOPE * probed / math.sqrt(max(1.0, rows / seen))
+    return [predicted(NAME, QUANTITY, value, value - SPREAD, value + SPREAD, diagnosis)]
+
+
+def score(predictions: Sequence[Prediction], trace: Trace) -> Sequence[Scored]:
+    measured = values(trace, "more_data.gain")
+    own = [p for p in predictions if p.law == NAME]
+    if not measured:
+        return [not_applicable(one, "a build with twice the rows was not made; it takes one to know") for one in own]
+    return [compared(one, measured[-1]) for one in own]
+
+
+LAW = Law(NAME, __doc__, "use", "the 90% interval holds the measured gain in 80 to 97% of builds", predict, score, ())

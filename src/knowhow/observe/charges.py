@@ -1,0 +1,166 @@
+"""The charges of a model (model/charges.py) at each look: whether the step changed them as the law of plain descent says, and if not, what broke it.
+
+What laws/noether.py reads, for every kind of charge, the largest over its sites; residuals are |C' − predicted| over |ΔA| + |ΔB|, how far the step moved
+both halves: `charges.KIND.residual` where nothing is known to break the law, `charges.KIND.broken.CAUSE` where the way the factors are moved does (muon, adam,
+momentum, rates, decay, frozen: see model/charges.cause), `charges.KIND.undecayed` (of a law that forgets decay), `charges.KIND.symmetry` the part of the gradient
+that moves the charge, at first order, whatever the optimizer, `charges.KIND.flow` the change since the first look against the decay alone,
+`charges.KIND.velocity` under momentum, where the step before was looked at too; `charges.KIND.size` |C|, `.sites` how many, `.worst_layer` that of the largest residual.
+`charges.wrong.NAME.residual` and `.symmetry` are those of charges that are none; `charges.excluded.WORD` counts what was not derived and why;
+`charges.decay` is the decay that the charges themselves show, `charges.declared_decay` the optimizer's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from knowhow.maths import noether
+from knowhow.model.charges import Charge, Ledger, Values, cause, ledger
+from knowhow.observe.when import When
+from knowhow.types import Rate, StepInfo
+
+NAN = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One charge over one step. `agreement`: ⟨C'−η²⟨g,g⟩, C⟩ and ⟨C,C⟩, both over the square of how far it moved."""
+
+    charge: Charge
+    cause: str
+    residual: float
+    undecayed: float
+    symmetry: float
+    size: float
+    flow: float = NAN
+    velocity: float = NAN
+    agreement: tuple[float, float] = (0.0, 0.0)
+
+
+class Charges:
+    """Satisfies Observer. The charges are derived at the first look; cost: two copies of the weights in them, and about as many multiplications as a
+    forward pass of K tokens, K the size of a head."""
+
+    name = "charges"
+
+    def __init__(self, due: When) -> None:
+        self.due = due
+        self._ledger: Ledger | None = None
+        self._start: Values = {}
+        self._before: Values = {}
+        self._shrunk: dict[str, float] = {}
+        self._last: tuple[int, dict[str, Rate]] | None = None
+        self._velocity: tuple[int, Values] | None = None
+        self._rows: list[dict[str, float]] = []
+
+    def before(self, info: StepInfo) -> None:
+        if self._ledger is None:
+            self._ledger = ledger(info.model)
+            self._start = self._ledger.weights(info.model)
+        self._before = self._ledger.weights(info.model)
+
+    @torch.no_grad()
+    def after(self, info: StepInfo) -> None:
+        assert self._ledger is not None
+        held = {name: p for name, p in info.model.named_parameters() if name in self._before}
+        rates = {name: rate for name, rate in info.rates.items() if name in held and held[name].grad is not None}
+        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in held.items()}
+        now = self._ledger.weights(info.model)
+        self._shrink(info.step, rates)
+        right = [self._seen(one, gradients, now, rates, info.step) for one in self._ledger.charges]
+        wrong = [self._seen(one, gradients, now, rates, info.step) for one in self._ledger.wrong]
+        self._rows.append({"step": info.step, **self._kept(right, wrong, rates)})
+        self._velocity = None
+        if self.due(info.step + 1) and any(rate.momentum and rate.rule == "sgd" for rate in rates.values()):
+            moved = {name: (self._before[name].double() - now[name].double()) / rates[name].lr for name in now if name in rates and rates[name].lr}
+            self._velocity = (info.step, moved)
+        self._before = {}
+        self._last = (info.step, rates)
+
+    def rows(self) -> Sequence[Mapping[str, float]]:
+        return self._rows
+
+    def _shrink(self, step: int, rates: Mapping[str, Rate]) -> None:
+        """Π(1 − ηλ)² by parameter since the first look; over steps that were not looked at, with the mean of the rates at both ends."""
+        last, before = self._last or (step - 1, {})
+        for name, rate in rates.items():
+            old = before.get(name, rate)
+            between = (rate.lr * rate.decay + old.lr * old.decay) / 2
+            self._shrunk[name] = self._shrunk.get(name, 1.0) * (1 - rate.lr * rate.decay) ** 2 * (1 - between) ** (2 * (step - last - 1))
+
+    def _seen(self, charge: Charge, gradients: Values, now: Values, rates: Mapping[str, Rate], step: int) -> _Seen:
+        assert self._ledger is not None
+        why, labels = cause(charge, rates, self._ledger.offsets), charge.labels
+        rate = rates.get(charge.parameters[0], Rate(0.0, 0.0, ""))
+        old, slope, new = charge.pair(self._before), charge.pair(gradients), charge.pair(now)
+        was, became = noether.charge(old, old, labels), noether.charge(new, new, labels)
+        moved = noether.turnover(old, new, labels)
+
+        def off(predicted: torch.Tensor) -> float:
+            return float((became - predicted).norm()) / moved if moved else NAN
+
+        plain = noether.descended(old, slope, labels, rate.lr, rate.decay)
+        free = became - rate.lr**2 * noether.charge(slope, slope, labels)
+        found = _Seen(
+            charge, why, off(plain), off(noether.descended(old, slope, labels, rate.lr, 0.0)), noether.asymmetry(old, slope, labels), float(became.norm()),
+            self._flowed(charge, new) if not why else NAN, off(self._swung(charge, old, slope, rate, step)) if why == "momentum" else NAN,
+            (float((free * was).sum()) / moved**2, float(was.square().sum()) / moved**2) if moved else (0.0, 0.0),
+        )  # fmt: skip
+        return found
+
+    def _flowed(self, charge: Charge, new: noether.Pair) -> float:
+        """The charge against C(first look) Π(1−ηλ)²."""
+        first = charge.pair(self._start)
+        moved = noether.turnover(first, new, charge.labels)
+        left = self._shrunk[charge.parameters[0]] * noether.charge(first, first, charge.labels)
+        return float((noether.charge(new, new, charge.labels) - left).norm()) / moved if moved else NAN
+
+    def _swung(self, charge: Charge, old: noether.Pair, slope: noether.Pair, rate: Rate, step: int) -> torch.Tensor:
+        """What the law with velocity says; not a number where the step before was not seen, or the factors are not moved alike."""
+        known = self._velocity is not None and self._velocity[0] == step - 1 and all(name in self._velocity[1] for name in charge.parameters)
+        if self._velocity is None or not known:
+            return torch.full((), NAN)
+        return noether.with_velocity(old, slope, charge.pair(self._velocity[1]), charge.labels, rate.lr, rate.decay, rate.momentum)
+
+    def _kept(self, right: Sequence[_Seen], wrong: Sequence[_Seen], rates: Mapping[str, Rate]) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for kind in dict.fromkeys(one.charge.kind for one in right):
+            row |= _of_kind(f"charges.{kind}", [one for one in right if one.charge.kind == kind])
+        for kind in dict.fromkeys(one.charge.kind for one in wrong):
+            own = [one for one in wrong if one.charge.kind == kind]
+            row |= {f"charges.wrong.{kind}.residual": _most(one.residual for one in own), f"charges.wrong.{kind}.symmetry": _most(one.symmetry for one in own)}
+        excluded = self._ledger.excluded if self._ledger else ()
+        for word in sorted({one.word for one in excluded}):
+            row[f"charges.excluded.{word}"] = sum(one.word == word for one in excluded)
+        row |= _decay([one for one in right if not one.cause], rates)
+        return {name: value for name, value in row.items() if not math.isnan(value)}
+
+
+def _of_kind(name: str, seen: Sequence[_Seen]) -> dict[str, float]:
+    sound = [one for one in seen if not one.cause]
+    row = {f"{name}.sites": float(len(seen)), f"{name}.size": math.hypot(*(one.size for one in seen)), f"{name}.symmetry": _most(one.symmetry for one in seen)}
+    row |= {f"{name}.residual": _most(one.residual for one in sound), f"{name}.undecayed": _most(one.undecayed for one in sound)}
+    row |= {f"{name}.flow": _most(one.flow for one in sound), f"{name}.velocity": _most(one.velocity for one in seen)}
+    moving = [one for one in seen if not math.isnan(one.residual)]
+    if moving:
+        row[f"{name}.worst_layer"] = float(max(moving, key=lambda one: one.residual).charge.layer)
+    for why in sorted({one.cause for one in seen if one.cause}):
+        row[f"{name}.broken.{why}"] = _most(one.residual for one in seen if one.cause == why)
+    return row
+
+
+def _decay(sound: Sequence[_Seen], rates: Mapping[str, Rate]) -> dict[str, float]:
+    """The decay that fits the charges best, by least squares with each charge in units of how far it moved; NaN where no charge obeys the law."""
+    together, size = (sum(one.agreement[at] for one in sound) for at in (0, 1))
+    own = [rates[one.charge.parameters[0]] for one in sound]
+    if not own or size == 0 or together <= 0 or len({(rate.lr, rate.decay) for rate in own}) > 1 or not own[0].lr:
+        return {}
+    return {"charges.decay": (1 - math.sqrt(together / size)) / own[0].lr, "charges.declared_decay": own[0].decay}
+
+
+def _most(values: Iterable[float]) -> float:
+    """The largest that is a number; NaN when none is."""
+    return max((value for value in values if not math.isnan(value)), default=NAN)

@@ -1,0 +1,99 @@
+"""Stage verify: what the laws predicted before training, beside what is measured after it.
+
+Leaves predictions.json: every prediction with what was measured, its residual, its verdict and the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from knowhow import laws
+from knowhow.diagnose import layers
+from knowhow.diagnose.gradients import stable_rank
+from knowhow.diagnose.subject import at_rest, site_of
+from knowhow.files import read_json, read_jsonl, write_json
+from knowhow.model import load
+from knowhow.stages import diagnose
+from knowhow.stages.common import Build
+from knowhow.stages.evaluate import specialist
+from knowhow.stages.phase import phases
+from knowhow.types import Prediction, Scored, Trace
+
+SKIPPED_BATCHES = 2
+
+
+def work(build: Build, folder: Path) -> None:
+    predicted = [Prediction(**row) for row in read_json(build.run.path("plan", "predictions.json"))]
+    trace = Trace((*_observed(build), measured(build)))
+    write_json(folder / "measured.json", trace.rows[-1])
+    write_json(folder / "predictions.json", [row(one) for law in laws.every_law() for one in law.score(predicted, trace)])
+
+
+def row(one: Scored) -> dict[str, Any]:
+    """As it is written: a measurement that is no number is left out."""
+    said = one.prediction
+    values = {"value": said.value, "low": said.low, "high": said.high, "measured": one.measured, "residual": one.residual, "inside": one.inside}
+    numbers = {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+    return {
+        "law": said.law,
+        "quantity": said.quantity,
+        "site": said.site,
+        **numbers,
+        "verdict": one.verdict,
+        "because": one.because,
+        "made_from": said.made_from,
+    }
+
+
+def measured(build: Build) -> dict[str, float]:
+    """What laws of builds are scored by, measured on the specialist: the rates tried, layers left out, updates, general text."""
+    found: dict[str, float] = {"step": float(_steps(build))}
+    for number, tried in enumerate(read_json(build.run.path("adapt", "choices.json"))[-1]["tried"]):
+        if number == 0 or tried["score"] is not None:
+            found |= {"run.lr": tried["lr"], "run.diverged": float(tried["score"] is None)}
+    path = build.run.path("evaluate", "forgetting.json")
+    if path.is_file():
+        found["forgetting.measured"] = read_json(path)["value"]
+    last = phases(build)[-1]
+    if last.spec.method == "full":
+        found |= updates(build)
+    return found | skipped(build)
+
+
+def updates(build: Build) -> dict[str, float]:
+    """Stable rank and relative size of what training added to each hidden matrix."""
+    before = dict(load.load(build.base, seed=build.recipe.seed).model.named_parameters())
+    found = {}
+    for name, weight in specialist(build).model.named_parameters():
+        if weight.ndim == 2 and name in before and before[name].shape == weight.shape and "embed" not in name and "lm_head" not in name:
+            change = (weight - before[name]).detach()
+            if size := float(change.norm()):
+                found[f"update.stable_rank:{site_of(name)}"] = stable_rank(change)
+                found[f"update.size:{site_of(name)}"] = size / float(before[name].detach().norm())
+    return found
+
+
+def skipped(build: Build) -> dict[str, float]:
+    """Rise of the specialist's validation loss, nats per unit, when a layer is left out."""
+    phase, loaded = phases(build)[-1], specialist(build)
+    rows = phase.rows("valid")
+    batches = diagnose.some(rows, loaded.tokenizer.pad_token_id, build.recipe.seed, phase.language_model)[:SKIPPED_BATCHES]
+    with at_rest(loaded.model), torch.no_grad():
+        found = layers.skips(loaded.model, phase.objective(rows, loaded), batches, metric="skip.measured", parts=False)
+    return {f"skip.measured:{m.site}": m.value for m in found}
+
+
+def _steps(build: Build) -> int:
+    return int(read_json(build.run.path("adapt", "choices.json"))[-1]["steps"])
+
+
+def _observed(build: Build) -> tuple[Mapping[str, float], ...]:
+    """Rows of the last phase's trace."""
+    last = len(build.recipe.adapt) - 1
+    rows = [row for row in read_jsonl(build.run.path("adapt", "trace.jsonl")) if row.get("phase") == last]
+    return tuple({name: float(value) for name, value in row.items() if isinstance(value, int | float)} for row in rows)

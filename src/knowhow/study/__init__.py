@@ -1,0 +1,1 @@
+"""`knowhow study`: a training run watched closely, and the story of its life."""
