@@ -32,13 +32,13 @@ from knowhow.files import append_jsonl, read_jsonl, write_atomic, write_json
 from knowhow.laws.answers import ANSWERS
 from knowhow.laws.judged import FILE, FRESH, summary
 from knowhow.laws.law import QUESTIONS, Law
-from knowhow.laws.rows import of_law, of_score
+from knowhow.laws.rows import of_law, of_score, plain
 from knowhow.report.law_figures import svg
 from knowhow.report.laws import index, page, points
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / ".exp" / "laws_try.jsonl"
-DOCS = ROOT / ".exp" / "laws_docs"
+RESULTS = ROOT / "bench" / "results" / "laws.jsonl"
+DOCS = ROOT / "docs" / "laws"
 Line = Mapping[str, Any]
 
 
@@ -140,6 +140,7 @@ def pages() -> None:
             own = summary(law.name, final)
             reason = next((line["again"] for line in final if "again" in line), "")
             judged[law.name] = {**own, "changed": final[-1]["digest"] != digest_of(law), **({"again": reason} if reason else {})}
+        final, tuning = [readable(line) for line in final], [readable(line) for line in tuning]
         drawn = svg(points(final if law.name in judged else tuning))
         if drawn:
             write_atomic(DOCS / f"{law.name}.svg", drawn)
@@ -152,6 +153,16 @@ def pages() -> None:
     for stale in (path for path in DOCS.iterdir() if path.name not in kept):
         stale.unlink()
     print(f"{len(told)} pages in {DOCS.relative_to(ROOT)}, {len(judged)} laws judged")
+
+
+def readable(line: Line) -> Line:
+    """A line whose quantities have the same names at every seed."""
+    scored = [{**row, "quantity": plain(row["quantity"])} for row in line["scored"]]
+    return {
+        **line,
+        "scored": scored,
+        "controls": {name: [{**row, "quantity": plain(row["quantity"])} for row in rows] for name, rows in line["controls"].items()},
+    }
 
 
 def seeds_of(text: str) -> list[int]:

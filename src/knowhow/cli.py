@@ -319,6 +319,24 @@ def pretrain(
 
 
 @app.command()
+def study(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or the word seedling: the life of the embedded base.")],
+    sets: Sets = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train for so many steps (each phase), in place of the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", envvar="KNOWHOW_RESUME", help="Go on with the newest run of this recipe.")] = False,
+    runs: Runs = RUNS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Watch a training run closely and tell its life."""
+    from knowhow.commands import build
+    from knowhow.commands import study as command
+    from knowhow.commands.output import Output
+
+    command.study(recipe, sets or [], steps, build.How(resume=resume, start=None, runs=runs, yes=True), Output(json, quiet))
+
+
+@app.command()
 def schema(json: Json = False, quiet: Quiet = False) -> None:
     """Print the JSON Schema of recipes: every key and its values."""
     from knowhow.commands import recipes as command

@@ -115,7 +115,7 @@ def allocated(matrices: Mapping[str, Matrix], parameters: int) -> dict[str, int]
 def uniform(matrices: Mapping[str, Matrix], parameters: int) -> dict[str, int]:
     """One rank for all, the largest that fits."""
     rank = parameters // sum(matrix.price for matrix in matrices.values())
-    return {name: min(rank, matrix.outputs, matrix.inputs) for name, matrix in sorted(matrices.items())} if rank else {}
+    return {name: min(rank, len(matrix.values)) for name, matrix in sorted(matrices.items())} if rank else {}
 
 
 def reached(matrices: Mapping[str, Matrix], pattern: Mapping[str, int]) -> float:

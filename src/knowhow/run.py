@@ -13,7 +13,7 @@ from knowhow.files import digest, digest_file, digest_folder, read_json, write_j
 from knowhow.protocols import Progress
 from knowhow.recipe import Recipe
 from knowhow.stages import adapt, base, baseline, data, diagnose, evaluate, explain, finish, plan, verify
-from knowhow.stages.common import Build
+from knowhow.stages.common import Build, Watch
 from knowhow.workspace import Run, nothing_from_nothing, open_run
 
 STAGES: tuple[tuple[str, Callable[[Build, Path], None]], ...] = (
@@ -79,7 +79,7 @@ def build(
 
 def flow(
     recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, estimate: dict[str, Any] | None = None,
-    until: str = "report", told: Told = _nothing,
+    until: str = "report", told: Told = _nothing, watch: Watch | None = None,
 ) -> Build:  # fmt: skip
     """The stages up to `until`, each sealed; what a later build of the same recipe goes on from. `told(stage, run's folder)` is called after each."""
     asked = recipe.model_dump(mode="json")
@@ -92,7 +92,7 @@ def flow(
             write_json(run.path("estimate.json"), estimate)
         about = {"id": run.folder.name, "name": recipe.name, "knowhow": __version__, "recipe_sha256": asked_digest, "seed": recipe.seed, "stages": {}}
         write_json(run.path("run.json"), about)
-        at = Build(recipe, run, root, progress, start_from)
+        at = Build(recipe, run, root, progress, start_from, watch)
         run.measure(root=str(root.resolve()), start_from=start_from and str(start_from.resolve()))
         earlier: dict[str, str] = {}
         for number, (name, work) in enumerate(wanted):

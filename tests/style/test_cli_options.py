@@ -28,6 +28,7 @@ FROZEN = {
     "runs ls": "--runs --json --quiet",
     "runs rm": "RUN... --runs --yes --json --quiet",
     "schema": "--json --quiet",
+    "study": "RECIPE --set --steps --resume --runs --json --quiet",
 }
 
 

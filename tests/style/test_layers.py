@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = (
         "pretrain": FOUR - {"pretrain", "run", "specialist", "stages"},
         "specialist": FOUR - {"run", "specialist", "pretrain"},
     }
-    | {"commands": FOUR, "cli": FOUR | {"commands"}, "__main__": {"cli"}}
+    | {"study": FOUR, "commands": FOUR | {"study"}, "cli": FOUR | {"commands", "study"}, "__main__": {"cli"}}
 )
 
 OUTSIDE: dict[str, set[str]] = {

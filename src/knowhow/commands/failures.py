@@ -41,7 +41,7 @@ _NO_MEMORY = (
     "Failed to launch worker thread",
 )
 _PATHS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-_RESUMABLE = ("build", "pretrain")
+_RESUMABLE = ("build", "pretrain", "study")
 
 
 def guarded(app: typer.Typer, words: list[str]) -> int:

@@ -13,7 +13,7 @@ from knowhow.commands.output import Output, table
 from knowhow.errors import UsageError
 from knowhow.laws.judged import FRESH, committed, verdict
 from knowhow.laws.law import QUESTIONS, Judgement, Law, summed_up
-from knowhow.laws.rows import of_law, of_score
+from knowhow.laws.rows import of_law, of_score, plain
 from knowhow.types import Scored
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WIDTH = 160
 """Columns that are taken at most; a narrower terminal takes what it has."""
 
+IN_BUILDS = "it has no experiment of its own: every build predicts with it and scores it (stage verify)"
 HEADINGS = ("Statement", "Derivation", "Assumptions")
 LAST = ("Where it fails", "Source")
 
@@ -37,7 +38,7 @@ class Yours:
 def list_laws(output: Output) -> None:
     rows = []
     for law in laws.every_law():
-        said = verdict(law.name)
+        said = verdict(law.name) if law.experiments else "in every build"
         record = {"law": law.name, "title": law.title, "asks": law.asks, "question": QUESTIONS[law.asks], "tolerance": law.tolerance}
         output.row({**record, "verdict": said})
         rows.append((law.name, law.title, law.asks, law.tolerance, said))
@@ -59,9 +60,12 @@ def page(law: Law, said: Mapping[str, Any] | None) -> str:
     parts = [law.title, f"answers: {told['question']}"]
     parts += [f"{heading.upper()}\n{sections[heading]}" for heading in (*HEADINGS, *others) if heading in sections]
     parts.append(f"TOLERANCE\n{law.tolerance}")
-    parts.append("\n".join(["EXPERIMENTS", *(f"{number}. {_setting(one)}" for number, one in enumerate(told["experiments"], start=1))]))
-    parts.append("\n".join(["CONTROLS (each must fail)", *map(_control, told["controls"])]))
-    parts.append("JUDGED\n" + (f"not yet (on seeds {FRESH[0]} to {FRESH[-1]}, once)" if said is None else _judged(said)))
+    if law.experiments:
+        parts.append("\n".join(["EXPERIMENTS", *(f"{number}. {_setting(one)}" for number, one in enumerate(told["experiments"], start=1))]))
+        parts.append("\n".join(["CONTROLS (each must fail)", *map(_control, told["controls"])]))
+        parts.append("JUDGED\n" + (f"not yet (on seeds {FRESH[0]} to {FRESH[-1]}, once)" if said is None else _judged(said)))
+    else:
+        parts.append(f"JUDGED\n{IN_BUILDS}")
     parts += [f"{heading.upper()}\n{sections[heading]}" for heading in LAST if heading in sections]
     return "\n\n".join(parts)
 
@@ -71,6 +75,8 @@ def check(name: str, seeds: str, yours: Yours, output: Output) -> None:
     law, chosen = laws.law(name), seeds_of(seeds)
     if (yours.model is None) != (yours.data is None):
         raise UsageError("--model without --data" if yours.data is None else "--data without --model", allowed="both, or neither")
+    if not law.experiments:
+        return _say(law, Judgement("not applicable", IN_BUILDS, {}, {}, 0.0), output)
     if yours.model is not None and yours.data is not None:
         from knowhow.commands.build import allow_network
 
@@ -145,8 +151,8 @@ def _scores(law: Law, seed: int, one: Check, output: Output) -> None:
 def _lines(scored: Sequence[Scored]) -> list[tuple[str, str, str, str, str]]:
     """A line per quantity: its one prediction, or how many there are and the range of what was measured."""
     lines = []
-    for quantity in dict.fromkeys(one.prediction.quantity for one in scored):
-        own = [one for one in scored if one.prediction.quantity == quantity]
+    for quantity in dict.fromkeys(plain(one.prediction.quantity) for one in scored):
+        own = [one for one in scored if plain(one.prediction.quantity) == quantity]
         verdicts = [one.verdict for one in own]
         counted = ", ".join(f"{verdicts.count(each)} {each}" if len(own) > 1 else each for each in dict.fromkeys(verdicts))
         first = own[0].prediction
@@ -184,7 +190,14 @@ def _judged(said: Mapping[str, Any]) -> str:
     ]
     controls = "\n".join(f"control {name}: {'failed at every seed' if failed else 'did not fail at every seed'}" for name, failed in said["controls"].items())
     seeds = ", ".join(f"{seed} {one}" for seed, one in said["seeds"].items())
-    lines = [f"{str(said['verdict']).upper()}: {said['because']}", f"seeds: {seeds}", controls, f"steps inside the gates: {_cell(said['inside'])} (median)"]
+    changed = ["its source has changed since"] if said.get("changed") else []
+    lines = [
+        f"{str(said['verdict']).upper()}: {said['because']}",
+        *changed,
+        f"seeds: {seeds}",
+        controls,
+        f"steps inside the gates: {_cell(said['inside'])} (median)",
+    ]
     return "\n".join([*filter(None, lines), "", table(head, rows), "n: predictions over seeds and sites; figures are medians"])
 
 

@@ -14,7 +14,7 @@ from knowhow.types import Batch
 
 
 def bigram_chain(seed: int, *, vocab: int = 32, rows: int = 32, length: int = 48, width: int = 48, tilt: float = 1.0, memory: int = 1) -> System:
-    """One layer of one head on walks. `tilt`: how unequal the tokens' shares are; `memory` 2: which of two chains is walked depends on the token before the last.
+    """One layer of one head on walks. `tilt`: how unequal the tokens' shares are; `memory` 2: the token before the last chooses between two chains.
 
     Facts, in nats: `uniform_entropy`, `unigram_entropy` H1, `bigram_entropy` H2 (of the next token given the last, whatever the memory)."""
     bias_V = tilt * torch.randn(vocab, generator=torch.Generator().manual_seed(seed + 1))
@@ -36,7 +36,8 @@ def bigram_chain(seed: int, *, vocab: int = 32, rows: int = 32, length: int = 48
 def entropies(tables_MVV: torch.Tensor) -> tuple[float, float]:
     """H(next) and H(next | last) of the stationary chain, in nats; M tables, chosen by the token before the last modulo M."""
     M, V, _ = tables_MVV.shape
-    step_VVV = tables_MVV.double()[torch.arange(V) % M]
+    exact_MVV = tables_MVV.double()
+    step_VVV = (exact_MVV / exact_MVV.sum(-1, keepdim=True))[torch.arange(V) % M]
     pair_VV = torch.full((V, V), 1 / V**2, dtype=torch.float64)
     for _ in range(500):
         pair_VV = torch.einsum("ab,abc->bc", pair_VV, step_VVV)

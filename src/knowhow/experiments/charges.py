@@ -14,8 +14,11 @@ from knowhow.model.charges import ledger
 from knowhow.model.load import load
 
 
-def charges(seed: int, *, model: str = "twin", states: int = 32, rows: int = 16, length: int = 48, tied: bool = False, lora: int = 0) -> System:
-    """`model`: twin (a small Llama of random weights), or what model/load.py takes; `lora`: rank of adapters on every linear layer, the rest frozen.
+def charges(
+    seed: int, *, model: str = "twin", states: int = 32, rows: int = 16, length: int = 48, tied: bool = False, lora: int = 0, double: bool = False
+) -> System:
+    """`model`: twin (a small Llama of random weights), or what model/load.py takes; `lora`: rank of adapters on every linear layer, the rest frozen;
+    `double`: in float64, where rounding hides nothing.
 
     Tokens are walks of a random chain whose states are spread over the vocabulary. Facts: `charges.KIND`, how many charges of each kind are derived, and
     `charges.excluded`, how many are not."""
@@ -23,6 +26,8 @@ def charges(seed: int, *, model: str = "twin", states: int = 32, rows: int = 16,
     if lora:
         torch.manual_seed(seed)
         made = get_peft_model(made, LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear"))
+    if double:
+        made = made.double()
     entries = made.get_input_embeddings().weight.shape[0]
     ids_V = torch.arange(states) * (entries // states)
     chain_VV = chain(seed, states)

@@ -46,12 +46,12 @@ class Relative:
 
 
 def scaled_net(seed: int, *, scale: float, width: int = 8, hidden: int = 64, rows: int = 32) -> System:
-    """A tanh net of two layers on a fixed batch of a teacher's outputs. Facts: `kernel_drift`, `kernel_pace` (maths/kernel.bend)."""
+    """A tanh net of two layers on a fixed batch of a teacher's outputs. Facts: `output_scale`, `kernel_drift`, `kernel_pace`, `kernel_turn` (maths/kernel.bend)."""
     torch.manual_seed(seed)
     inner = torch.nn.Sequential(torch.nn.Linear(width, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, 1))
     inputs_BD = torch.randn(rows, width)
     targets_B1 = torch.tanh(inputs_BD @ torch.randn(width, 3)).sum(-1, keepdim=True)
-    return _known(Scaled(inner, scale), Relative(scale), numbers(inputs_BD, targets_B1))
+    return _known(Scaled(inner, scale), Relative(scale), numbers(inputs_BD, targets_B1), scale)
 
 
 def lazy_decoder(seed: int, *, rows: int = 16, taught_steps: int = 100) -> System:
@@ -60,7 +60,7 @@ def lazy_decoder(seed: int, *, rows: int = 16, taught_steps: int = 100) -> Syste
     return _known(taught(seed, taught_steps), Language(), batch)
 
 
-def _known(model: torch.nn.Module, objective: Objective, batch: Batch) -> System:
+def _known(model: torch.nn.Module, objective: Objective, batch: Batch, scale: float = 1.0) -> System:
     found = model(batch.tokens_BT)
 
     def loss(numbers: torch.Tensor) -> torch.Tensor:
@@ -68,4 +68,4 @@ def _known(model: torch.nn.Module, objective: Objective, batch: Batch) -> System
 
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     bent = bend(lambda at: outputs(functional_call(model, at, (batch.tokens_BT,))), loss, weights)
-    return System(model, objective, fixed(batch), {"kernel_drift": bent.drift, "kernel_pace": bent.pace})
+    return System(model, objective, fixed(batch), {"output_scale": scale, "kernel_drift": bent.drift, "kernel_pace": bent.pace, "kernel_turn": bent.turn})

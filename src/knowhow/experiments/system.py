@@ -44,6 +44,7 @@ MAKERS = {
     "lora-decoder": "knowhow.experiments.lora:lora_decoder",
     "scaled-net": "knowhow.experiments.lazy:scaled_net",
     "lazy-decoder": "knowhow.experiments.lazy:lazy_decoder",
+    "batch-race": "knowhow.experiments.race:batch_race",
     "clusters": "knowhow.experiments.clusters:clusters",
     "reduced-rank": "knowhow.experiments.regression:reduced_rank",
     "linear-regression": "knowhow.experiments.regression:linear",

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from knowhow.laws.rows import Row, judgement, kept
+from knowhow.laws.rows import Row, judgement, kept, plain
 
 FILE = Path(__file__).with_name("judged.json")
 FRESH = range(100, 105)
@@ -50,8 +50,8 @@ def summary(law: str, lines: Sequence[Row]) -> dict[str, Any]:
 def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Scored predictions by experiment and quantity: `n` of them, `confirmed`, and the medians of what was predicted and measured."""
     found = []
-    for key in dict.fromkeys((row["experiment"], row["quantity"]) for row in rows):
-        own = [row for row in rows if (row["experiment"], row["quantity"]) == key]
+    for key in dict.fromkeys((row["experiment"], plain(row["quantity"])) for row in rows):
+        own = [row for row in rows if (row["experiment"], plain(row["quantity"])) == key]
         made: dict[str, Any] = {"experiment": key[0], "quantity": key[1], "n": len(own), "confirmed": sum(row["verdict"] == "confirmed" for row in own)}
         for name in ("value", "low", "high", "measured", "residual"):
             made[name] = middle([row[name] for row in own if row[name] is not None])

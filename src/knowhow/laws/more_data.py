@@ -28,25 +28,26 @@ QUANTITY = "fall of the validation loss from twice the data, nats"
 OFFSET, SLOPE, SPREAD = 0.0, 1.0, 0.1
 
 
-def next_gain(losses: Sequence[tuple[float, float]]) -> float | None:
-    """The fall that one more doubling would bring, from (rows, loss) at doublings: last gain × ratio of the last two, the ratio held in [¼, 1].
-    None with fewer than three points."""
+def forecast(losses: Sequence[tuple[float, float]], rows: float, seen: float) -> tuple[float, float]:
+    """Gain of a build of so many `rows` and half the width of its 90% interval; the probe saw `seen` rows, and its gain is carried on by n^(−½)."""
+    return OFFSET + SLOPE * next_gain(losses) / math.sqrt(max(1.0, rows / seen)), SPREAD
+
+
+def next_gain(losses: Sequence[tuple[float, float]]) -> float:
+    """The fall that one more doubling would bring, from (rows, loss) at three doublings or more: last gain × ratio of the last two, held in [¼, 1]."""
     ordered = [loss for _, loss in sorted(losses)]
-    if len(ordered) < 3:
-        return None
     last, before = ordered[-2] - ordered[-1], ordered[-3] - ordered[-2]
     ratio = min(1.0, max(0.25, last / before)) if before > 0 else 0.5
     return max(0.0, last) * ratio
 
 
 def predict(diagnosis: Diagnosis) -> Sequence[Prediction]:
-    probed = next_gain([(float(site), value) for site, value in by_site(diagnosis, "growth.loss").items()])
+    looked = [(float(site), value) for site, value in by_site(diagnosis, "growth.loss").items()]
     rows, seen = fact(diagnosis, "rows"), fact(diagnosis, "growth.rows")
-    if probed is None or not rows or not seen:
+    if len(looked) < 3 or not rows or not seen:
         return ()
-    # the probe saw fewer rows than the build will: its gain is carried on to the build's size by n^(-1/2)
-    value = OFFSET + SLOPE * probed / math.sqrt(max(1.0, rows / seen))
-    return [predicted(NAME, QUANTITY, value, value - SPREAD, value + SPREAD, diagnosis)]
+    value, spread = forecast(looked, rows, seen)
+    return [predicted(NAME, QUANTITY, value, value - spread, value + spread, diagnosis)]
 
 
 def score(predictions: Sequence[Prediction], trace: Trace) -> Sequence[Scored]:

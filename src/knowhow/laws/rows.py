@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from knowhow.types import Prediction, Scored
 Row = Mapping[str, Any]
 DIGITS = 6
 """Figures that are kept of a number."""
+
+_OF_THE_RUN = re.compile(r" \([^()]*\d\.\d[^()]*\)$")
 
 
 def of_law(law: Law) -> dict[str, Any]:
@@ -69,6 +72,11 @@ def score_of(law: str, row: Row) -> Scored:
     value, inside = (math.nan if row[name] is None else float(row[name]) for name in ("value", "inside"))
     prediction = Prediction(law, row["quantity"], row["site"], value, -math.inf if low is None else low, math.inf if high is None else high, "")
     return Scored(prediction, row["measured"], row["residual"], row["verdict"], row["because"], inside)
+
+
+def plain(quantity: str) -> str:
+    """A quantity without the numbers of its run that some laws write in brackets behind it: one name for all seeds."""
+    return _OF_THE_RUN.sub("", quantity)
 
 
 def judgement(law: str, lines: Sequence[Row]) -> Judgement:

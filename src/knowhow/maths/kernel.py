@@ -64,10 +64,12 @@ def _call(model: torch.nn.Module, weights: Weights, inputs: torch.Tensor) -> Any
 @dataclass(frozen=True, slots=True)
 class Bend:
     """`drift`: relative gap per unit of Ση, to lowest order, between the function that gradient descent reaches and the one that its linearisation
-    reaches; `pace`: by how much per unit of Ση the gradient's own direction is used up, gᵀJᵀℓ″Jg / |g|²; both in 1/learning rate."""
+    reaches; `pace`: by how much per unit of Ση the gradient's own direction is used up, gᵀJᵀℓ″Jg / |g|²; `turn`: by how much the bending of the model
+    turns the gradient, |Rg| / |g| with R = ℓ′·f″. All in 1/learning rate."""
 
     drift: float
     pace: float
+    turn: float
 
 
 def bend(call: Callable[[Weights], torch.Tensor], loss: Callable[[torch.Tensor], torch.Tensor], weights: Mapping[str, torch.Tensor]) -> Bend:
@@ -91,9 +93,8 @@ def bend(call: Callable[[Weights], torch.Tensor], loss: Callable[[torch.Tensor],
     turned = torch.autograd.grad((first(free) * slope).sum(), list(free.values()), allow_unused=True, materialize_grads=True)
     back = jvp(call, (start,), (dict(zip(start, turned, strict=True)),))[1]
     size = sum(float(part.square().sum()) for part in gradient.values())
-    step = along.detach().requires_grad_(False)
-    bent = _curvature(loss, leaf, step)
-    return Bend(float((second + back).norm() / 2 / along.norm()), bent / size)
+    turn = (sum(float(part.square().sum()) for part in turned) / size) ** 0.5
+    return Bend(float((second + back).norm() / 2 / along.norm()), _curvature(loss, leaf, along.detach()) / size, turn)
 
 
 def _curvature(loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor, along: torch.Tensor) -> float:

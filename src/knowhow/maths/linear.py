@@ -55,7 +55,14 @@ def fit(features_ND: torch.Tensor, labels: torch.Tensor, kind: Answer, outputs: 
     ready_ND = (values_ND - mean_D) / scale_D
     weight_CD = torch.zeros(outputs, values_ND.shape[1], dtype=torch.float64, requires_grad=True)
     bias_C = torch.zeros(outputs, dtype=torch.float64, requires_grad=bias)
-    search = torch.optim.LBFGS([weight_CD, bias_C] if bias else [weight_CD], max_iter=steps, history_size=20, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS(
+        [weight_CD, bias_C] if bias else [weight_CD],
+        max_iter=steps,
+        history_size=20,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> torch.Tensor:
         search.zero_grad()

@@ -27,7 +27,8 @@ only: what momentum conserves is Q, to second order in η, not C. A precondition
 
     C' = (1−ηλ)²C − 2η(1−ηλ)⟨u,θ⟩ + η²⟨u,u⟩,                                                      (5)
 
-driven at first order in η, as u is not ∇L and (1) says nothing of it. What (1) still says with Adam's mean m' = β₁m + (1−β₁)g is, for D = √v̂ + ε and u = m'/((1−β₁ᵗ) D),
+driven at first order in η, as u is not ∇L and (1) says nothing of it. What (1) still says with Adam's mean m' = β₁m + (1−β₁)g is, for D = √v̂ + ε and u =
+m'/((1−β₁ᵗ) D),
 
     (1−β₁ᵗ) ⟨Du,θ⟩ = ⟨m',θ⟩ = β₁⟨m,θ⟩,                                                            (6)
 
@@ -95,12 +96,20 @@ def combined(*terms: tuple[float, Pair]) -> Pair:
 
 
 def turnover(before: Pair, after: Pair, labels: Labels) -> float:
-    """|ΔA| + |ΔB|: how far both halves of the charge moved, the measure of a residual. One factor alone has no second half to cancel, and its own change
-    is what must vanish: there 2|A||A' − A| by set, what a step of that length could have changed."""
+    """|ΔA| + |ΔB|: how far both halves of the charge moved, the measure of a residual; `before` are the weights that decay alone would have left, so that
+    a decay larger than the step hides nothing. One factor alone has no second half to cancel, and its own change is what must vanish: there
+    2|A||A' − A| by set, what a step of that length could have changed."""
     (a, b), (c, d) = before, after
     if b is None or d is None:
         return 2 * float((_sizes(a, labels) * _sizes(c - a, labels)).norm())
     return float((product(c, c, labels) - product(a, a, labels)).norm()) + float((product(d, d, labels) - product(b, b, labels)).norm())
+
+
+def unrounded(stored: Tensor, reached: Tensor, step: Tensor, eps: float) -> Tensor:
+    """Weights as they were before they were rounded to their format, as far as rounding goes: `reached` where it is within eps (|stored| + 2|step|) of
+    `stored`, moved that far towards it elsewhere. What is left of a residual after this is no matter of arithmetic."""
+    slack = eps * (stored.abs() + 2 * step.abs())
+    return stored - (stored - reached).clamp(-slack, slack)
 
 
 def asymmetry(weights: Pair, gradients: Pair, labels: Labels) -> float:

@@ -4,20 +4,20 @@ Each comes from a one-parameter group that leaves every logit alone (maths/noeth
 
 * **vo** z = Σ_s p_s (W_V x_s + b_V) is multiplied by W_O. W_V → S W_V, b_V → S b_V, W_O,h → W_O,h S⁻¹ for all query heads h that share the values:
   S any K × K matrix. Charge per group: W_V W_Vᵀ + b_V b_Vᵀ − Σ_h W_O,hᵀ W_O,h.
-* **qk** A score is (W_Q x)ᵀ R_{s−t} (W_K y). Without rotation W_Q,h → S W_Q,h, W_K → S⁻ᵀ W_K: Σ_h W_Q,h W_Q,hᵀ − W_K W_Kᵀ, biases as columns. With rotation only
-  an S that commutes with every R is allowed: a complex number re^{iφ} per rotary pair (i, i + half). Its r gives Σ_h |Q_h,p|² − |K_p|² per pair; its φ is a
-  rotation and has no charge. Dimensions that are not rotated keep their full matrix.
+* **qk** A score is (W_Q x)ᵀ R_{s−t} (W_K y). Without rotation W_Q,h → S W_Q,h, W_K → S⁻ᵀ W_K: Σ_h W_Q,h W_Q,hᵀ − W_K W_Kᵀ, biases as columns. With
+  rotation only an S that commutes with every R is allowed: a complex number re^{iφ} per rotary pair (i, i + half). Its r gives Σ_h |Q_h,p|² − |K_p|² per
+  pair; its φ is a rotation and has no charge. Dimensions that are not rotated keep their full matrix.
 * **up_down** down(act(gate x) ⊙ (up x + b)): up_i, b_i → e^s, down's column i → e^{−s}: |up_i|² + b_i² − |down_i|² per neuron. Without a gate act must be
   homogeneous of degree one (ReLU): GELU and SiLU have none. **gate_down** the same for the gate of a homogeneous one (ReGLU).
 * **norm_gain** W_r (γ ⊙ x̂ + β): γ_j, β_j → e^s, column j of every reader → e^{−s}: γ_j² + β_j² − Σ_r |W_r[:, j]|² per channel. Where the norm multiplies by
   1 + γ the group acts on 1 + γ, which then stands for γ; decay pulls γ, not 1 + γ, to 0 and breaks it.
 * **qk_gain, scale** Norms of queries and keys hide the sizes of W_Q and W_K from the scores, so the pair charge is gone. Their gains meet in the score: per
-  pair (γ^q)² − (γ^k)². And W_Q → c W_Q per head that is normed alone is invisible: the charge is |W_Q,h|² itself, up to the norm's ε (relative ε/σ², σ² the mean
-  square that is normed).
+  pair (γ^q)² − (γ^k)². And W_Q → c W_Q per head that is normed alone is invisible: the charge is |W_Q,h|² itself, up to the norm's ε (relative ε/σ², σ²
+  the mean square that is normed).
 * **lora** s B A x: A → S A, B → B S⁻¹: A Aᵀ − Bᵀ B, for every adapted matrix, whatever the base.
 
-What else reads a factor breaks its symmetry, so tied and frozen factors are left out and named. Norms behind attention and MLP (gemma2, olmo2) make W_O and W_down
-scale-free as well, but the little that blocks write is not large beside those norms' ε: not derived.
+What else reads a factor breaks its symmetry, so tied and frozen factors are left out and named. Norms behind attention and MLP (gemma2, olmo2) make W_O
+and W_down scale-free as well, but the little that blocks write is not large beside those norms' ε: not derived.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ Values = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A − B of one place: `left` and `right` are pieces laid side by side to factors RN and RP (no `right`: the size of A alone); `labels` the set of each row,
-    None for the whole matrix. `layer` −1: the final norm."""
+    """A − B of one place: `left` and `right` are pieces laid side by side to factors RN and RP (no `right`: the size of A alone); `labels` the set of each
+    row, None for the whole matrix. `layer` −1: the final norm."""
 
     kind: str
     site: str
@@ -107,17 +107,22 @@ def ledger(model: torch.nn.Module) -> Ledger:
 
 
 def cause(charge: Charge, rates: Mapping[str, Rate], offsets: Mapping[str, float]) -> str:
-    """Why the law of plain descent does not hold for a charge under these rates: muon, adam, momentum, rates (the factors' learning rates differ), decay (their
-    decays differ, or a gain counted from 1 decays), frozen (a factor that the optimizer does not hold); "" where it holds."""
+    """Why the law of plain descent does not hold for a charge under these rates: frozen (a factor that the optimizer does not move), muon, adam, momentum,
+    or what `apart` says; "" where it holds."""
     if any(name not in rates for name in charge.parameters):
         return "frozen"
     own = [rates[name] for name in charge.parameters]
     for rule, word in (("muon", "muon"), ("adamw", "adam")):
         if any(rate.rule == rule for rate in own):
             return word
-    if any(rate.momentum for rate in own):
-        return "momentum"
-    if len({rate.lr for rate in own}) > 1:
+    return "momentum" if any(rate.momentum for rate in own) else apart(charge, rates, offsets)
+
+
+def apart(charge: Charge, rates: Mapping[str, Rate], offsets: Mapping[str, float]) -> str:
+    """How the factors are moved differently: rates (learning rates or momenta), decay (decays, or a gain counted from 1 that decays); "" where they are
+    not."""
+    own = [rates[name] for name in charge.parameters]
+    if len({(rate.lr, rate.momentum) for rate in own}) > 1:
         return "rates"
     counted = any(rates[name].decay and offsets.get(name) for name in charge.parameters)
     return "decay" if counted or len({rate.decay for rate in own}) > 1 else ""

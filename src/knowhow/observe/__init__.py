@@ -28,6 +28,7 @@ MAKERS = {
     "rotation": "knowhow.observe.rotation:Rotation",
     "lora": "knowhow.observe.lora:Lora",
     "kernel": "knowhow.observe.kernel:Kernel",
+    "noise": "knowhow.observe.noise:Noise",
     "geometry": "knowhow.observe.geometry:Geometry",
     "hessian": "knowhow.observe.hessian:Hessian",
     "llc": "knowhow.observe.llc:LocalLearningCoefficient",

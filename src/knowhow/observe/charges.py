@@ -1,12 +1,14 @@
 """The charges of a model (model/charges.py) at each look: whether the step changed them as the law of plain descent says, and if not, what broke it.
 
 What laws/noether.py reads, for every kind of charge, the largest over its sites; residuals are |C' − predicted| over |ΔA| + |ΔB|, how far the step moved
-both halves: `charges.KIND.residual` where nothing is known to break the law, `charges.KIND.broken.CAUSE` where the way the factors are moved does (muon, adam,
-momentum, rates, decay, frozen: see model/charges.cause), `charges.KIND.undecayed` (of a law that forgets decay), `charges.KIND.symmetry` the part of the gradient
-that moves the charge, at first order, whatever the optimizer, `charges.KIND.flow` the change since the first look against the decay alone,
-`charges.KIND.velocity` under momentum, where the step before was looked at too; `charges.KIND.size` |C|, `.sites` how many, `.worst_layer` that of the largest residual.
-`charges.wrong.NAME.residual` and `.symmetry` are those of charges that are none; `charges.excluded.WORD` counts what was not derived and why;
-`charges.decay` is the decay that the charges themselves show, `charges.declared_decay` the optimizer's.
+both halves beside decay, C' of weights as they were before rounding (maths/noether.unrounded; `charges.KIND.stored`: of the weights as they are kept):
+`charges.KIND.residual` where nothing is known to break the law, `charges.KIND.broken.CAUSE` where the way the factors are moved does (muon, adam,
+momentum, rates, decay, frozen: see model/charges.cause; rounding: the step is lost in it), `charges.KIND.undecayed` (of a law that forgets decay),
+`charges.KIND.symmetry` the part of the gradient that moves the charge, at first order, whatever the optimizer, `charges.KIND.flow` the change since the
+first look against the decay alone, `charges.KIND.velocity` under momentum, where the step before was looked at too; `charges.KIND.size` |C|, `.sites` how
+many, `.worst_layer` that of the largest residual. `charges.wrong.NAME.residual` and `.symmetry` are those of charges that are none;
+`charges.excluded.WORD` counts what was not derived and why; `charges.decay` is the decay that the charges themselves show, `charges.declared_decay` the
+optimizer's.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from dataclasses import dataclass
 import torch
 
 from knowhow.maths import noether
-from knowhow.model.charges import Charge, Ledger, Values, cause, ledger
+from knowhow.model.charges import Charge, Ledger, Values, apart, cause, ledger
 from knowhow.observe.when import When
 from knowhow.types import Rate, StepInfo
 
 NAN = math.nan
+RESOLVED = 4
+"""Roundings of the weights that a step must be larger than to be judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class _Seen:
     charge: Charge
     cause: str
     residual: float
+    stored: float
     undecayed: float
     symmetry: float
     size: float
@@ -40,8 +45,22 @@ class _Seen:
     agreement: tuple[float, float] = (0.0, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Weights before and after, gradients as the optimizer got them, `after` also as if the step of plain descent had not been rounded; the velocity before,
+    where the step before was seen; `coarse`: parameters that moved less than RESOLVED roundings."""
+
+    before: Values
+    gradients: Values
+    stored: Values
+    after: Values
+    rates: Mapping[str, Rate]
+    velocity: Values
+    coarse: frozenset[str]
+
+
 class Charges:
-    """Satisfies Observer. The charges are derived at the first look; cost: two copies of the weights in them, and about as many multiplications as a
+    """Satisfies Observer. The charges are derived at the first look; cost: some copies of the weights in them, and about as many multiplications as a
     forward pass of K tokens, K the size of a head."""
 
     name = "charges"
@@ -52,8 +71,8 @@ class Charges:
         self._start: Values = {}
         self._before: Values = {}
         self._shrunk: dict[str, float] = {}
-        self._last: tuple[int, dict[str, Rate]] | None = None
-        self._velocity: tuple[int, Values] | None = None
+        self._last: tuple[int, Mapping[str, Rate]] | None = None
+        self._velocity: tuple[int, Values] = (0, {})
         self._rows: list[dict[str, float]] = []
 
     def before(self, info: StepInfo) -> None:
@@ -65,65 +84,74 @@ class Charges:
     @torch.no_grad()
     def after(self, info: StepInfo) -> None:
         assert self._ledger is not None
-        held = {name: p for name, p in info.model.named_parameters() if name in self._before}
-        rates = {name: rate for name, rate in info.rates.items() if name in held and held[name].grad is not None}
-        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in held.items()}
-        now = self._ledger.weights(info.model)
-        self._shrink(info.step, rates)
-        right = [self._seen(one, gradients, now, rates, info.step) for one in self._ledger.charges]
-        wrong = [self._seen(one, gradients, now, rates, info.step) for one in self._ledger.wrong]
-        self._rows.append({"step": info.step, **self._kept(right, wrong, rates)})
-        self._velocity = None
-        if self.due(info.step + 1) and any(rate.momentum and rate.rule == "sgd" for rate in rates.values()):
-            moved = {name: (self._before[name].double() - now[name].double()) / rates[name].lr for name in now if name in rates and rates[name].lr}
-            self._velocity = (info.step, moved)
-        self._before = {}
-        self._last = (info.step, rates)
+        step = self._step(info)
+        self._shrink(info.step, step.rates)
+        right = [self._seen(one, step) for one in self._ledger.charges]
+        wrong = [self._seen(one, step) for one in self._ledger.wrong]
+        self._rows.append({"step": info.step, **self._kept(right, wrong, step.rates)})
+        moved: dict[str, torch.Tensor] = {}
+        if self.due(info.step + 1):
+            swinging = {name: rate.lr for name, rate in step.rates.items() if rate.momentum and rate.rule == "sgd" and rate.lr}
+            moved = {name: (step.before[name].double() - step.stored[name].double()) / lr for name, lr in swinging.items()}
+        self._velocity, self._last, self._before = (info.step, moved), (info.step, step.rates), {}
 
     def rows(self) -> Sequence[Mapping[str, float]]:
         return self._rows
 
+    def _step(self, info: StepInfo) -> _Step:
+        assert self._ledger is not None
+        held = {name: p for name, p in info.model.named_parameters() if name in self._before}
+        rates = {name: rate for name, rate in info.rates.items() if name in held and held[name].grad is not None}
+        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in held.items()}
+        stored, after, coarse = self._ledger.weights(info.model), {}, set()
+        for name, value in stored.items():
+            rate = rates.get(name, Rate(0.0, 0.0, ""))
+            moved = rate.lr * (gradients[name].double() + rate.decay * self._before[name].double())
+            reached = self._before[name].double() - moved
+            eps = torch.finfo(held[name].dtype).eps
+            after[name] = noether.unrounded(value.double(), reached, moved, eps)
+            if 0 < float(moved.norm()) < RESOLVED * eps * float(value.double().norm()):
+                coarse.add(name)
+        velocity = self._velocity[1] if self._velocity[0] == info.step - 1 else {}
+        return _Step(self._before, gradients, stored, after, rates, velocity, frozenset(coarse))
+
     def _shrink(self, step: int, rates: Mapping[str, Rate]) -> None:
-        """Π(1 − ηλ)² by parameter since the first look; over steps that were not looked at, with the mean of the rates at both ends."""
+        """Π(1 − ηλ) by parameter since the first look; over steps that were not looked at, with the mean of the rates at both ends."""
         last, before = self._last or (step - 1, {})
         for name, rate in rates.items():
             old = before.get(name, rate)
             between = (rate.lr * rate.decay + old.lr * old.decay) / 2
-            self._shrunk[name] = self._shrunk.get(name, 1.0) * (1 - rate.lr * rate.decay) ** 2 * (1 - between) ** (2 * (step - last - 1))
+            self._shrunk[name] = self._shrunk.get(name, 1.0) * (1 - rate.lr * rate.decay) * (1 - between) ** (step - last - 1)
 
-    def _seen(self, charge: Charge, gradients: Values, now: Values, rates: Mapping[str, Rate], step: int) -> _Seen:
+    def _seen(self, charge: Charge, step: _Step) -> _Seen:
         assert self._ledger is not None
-        why, labels = cause(charge, rates, self._ledger.offsets), charge.labels
-        rate = rates.get(charge.parameters[0], Rate(0.0, 0.0, ""))
-        old, slope, new = charge.pair(self._before), charge.pair(gradients), charge.pair(now)
+        why, labels = cause(charge, step.rates, self._ledger.offsets), charge.labels
+        if not why and step.coarse.intersection(charge.parameters):
+            why = "rounding"
+        rate = step.rates.get(charge.parameters[0], Rate(0.0, 0.0, ""))
+        old, slope, new, kept = (charge.pair(values) for values in (step.before, step.gradients, step.after, step.stored))
         was, became = noether.charge(old, old, labels), noether.charge(new, new, labels)
-        moved = noether.turnover(old, new, labels)
+        moved = noether.turnover(noether.combined((1 - rate.lr * rate.decay, old)), new, labels)
 
-        def off(predicted: torch.Tensor) -> float:
-            return float((became - predicted).norm()) / moved if moved else NAN
+        def off(predicted: torch.Tensor, measured: torch.Tensor = became) -> float:
+            return float((measured - predicted).norm()) / moved if moved else NAN
 
         plain = noether.descended(old, slope, labels, rate.lr, rate.decay)
         free = became - rate.lr**2 * noether.charge(slope, slope, labels)
-        found = _Seen(
-            charge, why, off(plain), off(noether.descended(old, slope, labels, rate.lr, 0.0)), noether.asymmetry(old, slope, labels), float(became.norm()),
-            self._flowed(charge, new) if not why else NAN, off(self._swung(charge, old, slope, rate, step)) if why == "momentum" else NAN,
+        swung = NAN
+        if why == "momentum" and all(name in step.velocity for name in charge.parameters) and not apart(charge, step.rates, self._ledger.offsets):
+            swung = off(noether.with_velocity(old, slope, charge.pair(step.velocity), labels, rate.lr, rate.decay, rate.momentum))
+        return _Seen(
+            charge, why, off(plain), off(plain, noether.charge(kept, kept, labels)), off(noether.descended(old, slope, labels, rate.lr, 0.0)),
+            noether.asymmetry(old, slope, labels), float(became.norm()), NAN if why else self._flowed(charge, kept), swung,
             (float((free * was).sum()) / moved**2, float(was.square().sum()) / moved**2) if moved else (0.0, 0.0),
         )  # fmt: skip
-        return found
 
     def _flowed(self, charge: Charge, new: noether.Pair) -> float:
         """The charge against C(first look) Π(1−ηλ)²."""
-        first = charge.pair(self._start)
-        moved = noether.turnover(first, new, charge.labels)
-        left = self._shrunk[charge.parameters[0]] * noether.charge(first, first, charge.labels)
-        return float((noether.charge(new, new, charge.labels) - left).norm()) / moved if moved else NAN
-
-    def _swung(self, charge: Charge, old: noether.Pair, slope: noether.Pair, rate: Rate, step: int) -> torch.Tensor:
-        """What the law with velocity says; not a number where the step before was not seen, or the factors are not moved alike."""
-        known = self._velocity is not None and self._velocity[0] == step - 1 and all(name in self._velocity[1] for name in charge.parameters)
-        if self._velocity is None or not known:
-            return torch.full((), NAN)
-        return noether.with_velocity(old, slope, charge.pair(self._velocity[1]), charge.labels, rate.lr, rate.decay, rate.momentum)
+        first = noether.combined((self._shrunk[charge.parameters[0]], charge.pair(self._start)))
+        moved, labels = noether.turnover(first, new, charge.labels), charge.labels
+        return float((noether.charge(new, new, labels) - noether.charge(first, first, labels)).norm()) / moved if moved else NAN
 
     def _kept(self, right: Sequence[_Seen], wrong: Sequence[_Seen], rates: Mapping[str, Rate]) -> dict[str, float]:
         row: dict[str, float] = {}
@@ -142,7 +170,8 @@ class Charges:
 def _of_kind(name: str, seen: Sequence[_Seen]) -> dict[str, float]:
     sound = [one for one in seen if not one.cause]
     row = {f"{name}.sites": float(len(seen)), f"{name}.size": math.hypot(*(one.size for one in seen)), f"{name}.symmetry": _most(one.symmetry for one in seen)}
-    row |= {f"{name}.residual": _most(one.residual for one in sound), f"{name}.undecayed": _most(one.undecayed for one in sound)}
+    row |= {f"{name}.residual": _most(one.residual for one in sound), f"{name}.stored": _most(one.stored for one in sound)}
+    row |= {f"{name}.undecayed": _most(one.undecayed for one in sound)}
     row |= {f"{name}.flow": _most(one.flow for one in sound), f"{name}.velocity": _most(one.velocity for one in seen)}
     moving = [one for one in seen if not math.isnan(one.residual)]
     if moving:

@@ -1,7 +1,7 @@
 """What attention heads do: attend to the token before, to what followed the same token earlier (induction), to the first token (sink).
 
-What laws/induction.py and laws/sinks.py read: `circuits.previous`, `circuits.induction`, `circuits.sink` (the largest over the heads), `circuits.copy_loss`, and
-the same by head, `circuits.layers.L.heads.H.previous`. Shape letters: B batch, T queries, S keys, H heads, V vocabulary.
+What laws/induction.py and laws/sinks.py read: `circuits.previous`, `circuits.induction`, `circuits.sink` (the largest over the heads), `circuits.copy_loss`,
+and the same by head, `circuits.layers.L.heads.H.previous`. Shape letters: B batch, T queries, S keys, H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SETTLED = 4
 
 
 class Circuits:
-    """Satisfies Observer. Sinks are read on the first `rows` rows of the step's batch; with a `vocab`, the other scores on `rows` sequences of random tokens
-    in which a `segment` comes back at random distances, so that neither a token nor a distance alone tells where to look. Cost: a copy of the model, two passes."""
+    """Satisfies Observer. Sinks are read on the first `rows` rows of the step's batch; with a `vocab`, the other scores on `rows` sequences of random tokens in
+    which a `segment` comes back at random distances, so that neither a token nor a distance alone tells where to look. Cost: a copy of the model, 2 passes."""
 
     name = "circuits"
 
@@ -37,7 +37,10 @@ class Circuits:
 
     def after(self, info: StepInfo) -> None:
         with unnoticed(info.model):
-            scores = by_head("sink", [pattern_BHTS[:, :, SETTLED:, 0].mean((0, 2)) for pattern_BHTS in patterns(info.model, head_rows(info.batches[0], self._limit).tokens_BT)])
+            scores = by_head(
+                "sink",
+                [pattern_BHTS[:, :, SETTLED:, 0].mean((0, 2)) for pattern_BHTS in patterns(info.model, head_rows(info.batches[0], self._limit).tokens_BT)],
+            )
             if self._probe is not None:
                 tokens_BT, source_BT = self._probe
                 seen = patterns(info.model, tokens_BT)
@@ -52,7 +55,7 @@ class Circuits:
 
 def repeats(generator: torch.Generator, vocab: int, rows: int, length: int, segment: int, distance: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Random tokens BT in which `segment` tokens come back once, at a random distance (or always at `distance`), and BT: where the token after each repeated one
-    stood the first time (−1: its next token is not repeated)."""
+    first stood (−1: its next token is not repeated)."""
     tokens_BT = torch.randint(vocab, (rows, length), generator=generator)
     farthest = length - segment
     distance_B = torch.randint(segment, farthest + 1, (rows,), generator=generator) if distance is None else torch.full((rows,), distance)

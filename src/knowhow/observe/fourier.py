@@ -1,8 +1,9 @@
 """How far a model of (a + b) mod p computes with waves of a + b − c, and how far it only remembers the pairs it was shown.
 
-What laws/grokking.py reads: `fourier.explained` (share of the centred logits' variance that Σ_k α_k cos(2πk(a+b−c)/p) takes), `fourier.difference` (the same for
-a−b−c), `fourier.seen` and `fourier.unseen` (accuracy on pairs of the step's batch and on all others), `fourier.single` (median over hidden units of the share of a
-unit's power at one frequency), `fourier.norm` (sum of squared weights). Shape letters: N = p² pairs, P = p answers, K = (p−1)/2 frequencies, H hidden units.
+What laws/grokking.py reads: `fourier.explained` (share of the centred logits' variance that Σ_k α_k cos(2πk(a+b−c)/p) takes), `fourier.difference` (the same
+for a−b−c), `fourier.seen` and `fourier.unseen` (accuracy on the step's batch, by its labels, and on all other pairs, by the sum), `fourier.single` (median
+over hidden units of the share of a unit's power at one frequency), `fourier.norm` (sum of squared weights). Shape letters: N = p² pairs, P = p answers, K =
+(p−1)/2 frequencies, H hidden units.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ class Fourier:
         left_N, right_N = self._pairs_N2.T
         with unnoticed(info.model), torch.inference_mode():
             logits_NP = info.model(self._pairs_N2).float()
-        shown = info.batches[0].tokens_BT
+        shown, labels = info.batches[0].tokens_BT, info.batches[0].labels
         seen_N = torch.zeros(len(self._pairs_N2), dtype=torch.bool)
         seen_N[shown[:, 0] * self._prime + shown[:, 1]] = True
-        right = (logits_NP.argmax(1) == (left_N + right_N) % self._prime).float()
+        answers_N = (left_N + right_N) % self._prime
+        answers_N[shown[:, 0] * self._prime + shown[:, 1]] = labels.argmax(1) if labels.ndim == 2 else labels
+        right = (logits_NP.argmax(1) == answers_N).float()
         tables = [module.weight.detach() for module in info.model.modules() if isinstance(module, torch.nn.Embedding)]
         row = {
             "fourier.explained": float(waves(logits_NP, left_N + right_N).sum()),

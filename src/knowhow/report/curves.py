@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from knowhow.report.charts import ACCENT, INK, LINE, OTHER, QUIET, WARN, Layer, Row, linear, on, spec
+from knowhow.report.charts import ACCENT, INK, LINE, OTHER, QUIET, WARN, Layer, Row, linear, on, rows_axis, spec
 
 POINTS = 240
 
@@ -103,3 +103,36 @@ def faithful(own: Sequence[Row], random: Sequence[Row], height: int = 260) -> di
             ]
     whole = [{"share": row["share"], "value": 1.0} for row in (own[0], own[-1])]
     return spec(layers, height, whole=whole, own=own, random=random)
+
+
+def lives(rows: Sequence[Row], title: str, *, floors: Sequence[Row] = (), height: int = 260) -> dict[str, Any]:
+    """Several measured curves {x, value, name, colour} against steps on a log axis; `floors` {value, label} are dashed levels."""
+    values = [float(row["value"]) for row in (*rows, *floors)]
+    steps = [float(row["x"]) for row in rows]
+    scale = alt.Scale(type="log", domain=[min(steps), max(max(steps), min(steps) + 1)], nice=False)
+    x = alt.X("x:Q", title="optimizer step", scale=scale, axis=alt.Axis(grid=False, format=",d", tickCount=6))
+    y = alt.Y("value:Q", title=title, scale=linear(values, pad=0.06), axis=alt.Axis(tickCount=5))
+    layers: list[Layer] = []
+    if floors:
+        base = on("floors").encode(y=y)
+        name = base.mark_text(align="left", dx=4, dy=-6, fontSize=11, color=QUIET).encode(text="label:N", x=alt.value(0))
+        layers += [base.mark_rule(strokeDash=[4, 4], color=QUIET), name]
+    tooltip = [alt.Tooltip("name:N", title=" "), alt.Tooltip("x:Q", title="step", format=",d"), alt.Tooltip("value:Q", title=title, format=".3f")]
+    line = on().mark_line(strokeWidth=2, point={"size": 28, "filled": True})
+    layers.append(line.encode(x=x, y=y, color=alt.Color("colour:N", scale=None), detail="name:N", tooltip=tooltip))
+    return spec(layers, height, rows=rows, floors=floors)
+
+
+def timeline(rows: Sequence[Row], last: float) -> dict[str, Any]:
+    """When things happened {name, low, high, label, colour}: on a log axis up to step `last`, a bar over the steps between the look before and the look at
+    which it held, a dot at that look."""
+    scale = alt.Scale(type="log", domain=[1, max(last, 2)], nice=False)
+    x = alt.X("high:Q", title="optimizer step", scale=scale, axis=alt.Axis(grid=True, format=",d", tickCount=6))
+    base = on().encode(
+        y=rows_axis(rows, 300), color=alt.Color("colour:N", scale=None), tooltip=[alt.Tooltip("name:N", title=" "), alt.Tooltip("label:N", title=" ")]
+    )
+    layers: list[Layer] = [
+        base.mark_rule(strokeWidth=7, strokeCap="round", opacity=0.35).encode(x=alt.X("low:Q", title="optimizer step", scale=scale), x2="high:Q"),
+        base.mark_circle(size=90, opacity=1).encode(x=x),
+    ]
+    return spec(layers, 26 * len(rows) + 10, rows=rows)

@@ -9,8 +9,8 @@ import base64
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,16 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...], Maker], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What stands above a page's verdict."""
+
+    name: str
+    description: str
+    run: str
+    subtitle: str
+
+
 def write(run: Path, out: Path) -> Path:
     """Read the run folder (finished or not) and write the page to `out`; returns `out`. Raises UsageError when `run` is not a run."""
     write_atomic(out, render(read.load(run)))
@@ -64,21 +74,31 @@ def write(run: Path, out: Path) -> Path:
 def render(run: read.Run) -> str:
     """The page as text. The same files give the same bytes."""
     sections = [section(run, *entry) for entry in SECTIONS]
-    specs = {figure.id: figure.spec for made in sections for figure in made.figures}
     told = results.verdict(run)
     recipe = run.get("recipe")
+    about = About(
+        clean(recipe.get("name") or run.get("run").get("name") or run.name, 80),
+        clean(recipe.get("description") or "", 300),
+        clean(run.get("run").get("id") or run.name, 80),
+        _subtitle(recipe),
+    )
+    return assembled(about, told, _headline(run, told), sections)
+
+
+def assembled(about: About, told: Verdict, tiles: Sequence[Tile], sections: Sequence[Section]) -> str:
+    """A page of sections: its style, scripts and charts inside it."""
     style, mount, vega = _asset("page.css"), _asset("page.js"), bundle()
     return _template().render(
-        name=clean(recipe.get("name") or run.get("run").get("name") or run.name, 80),
-        description=clean(recipe.get("description") or "", 300),
-        run_id=clean(run.get("run").get("id") or run.name, 80),
-        subtitle=_subtitle(recipe),
+        name=about.name,
+        description=about.description,
+        run_id=about.run,
+        subtitle=about.subtitle,
         verdict=told,
-        tiles=_headline(run, told),
+        tiles=tiles,
         sections=sections,
         style=markupsafe.Markup(style),
         scripts=[markupsafe.Markup(vega), markupsafe.Markup(mount)],
-        specs=markupsafe.Markup(_json(specs)),
+        specs=markupsafe.Markup(_json({figure.id: figure.spec for made in sections for figure in made.figures})),
         policy=policy([vega, mount], style),
     )
 

@@ -1,6 +1,6 @@
 """Stage adapt: the recipe's phases through the one loop; learning rates are swept on validation; every moment can be resumed.
 
-phase-K/ holds plan.json (steps, sealed once), one folder per learning rate while it trains, and model/ when it is done.
+phase-K/ holds length.json (steps, sealed once), one folder per learning rate while it trains, and model/ when it is done.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from knowhow.loop import checkpoint
 from knowhow.model import adapters, load
 from knowhow.stages.common import Build
 from knowhow.stages.phase import Phase, phases
-from knowhow.stages.training import plan, train_once
+from knowhow.stages.training import length, train_once
 
 
 def work(build: Build, folder: Path) -> None:
@@ -31,7 +31,7 @@ def work(build: Build, folder: Path) -> None:
 def run_phase(phase: Phase) -> None:
     """Train at every learning rate of the phase and keep the best by validation."""
     rows = phase.rows("train")
-    decided = plan(phase, rows)
+    decided = length(phase, rows)
     results = []
     for at, lr in enumerate(decided["lrs"]):
         here = phase.folder / f"lr-{at}"

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from scipy import special
 
+from knowhow.data.batch import Rows
 from knowhow.data.chat import prompt_text
 from knowhow.data.store import Examples
 from knowhow.errors import UsageError
@@ -22,7 +23,7 @@ from knowhow.files import read_json, write_json, writing
 from knowhow.model import channel, infer
 from knowhow.model.generate import generate
 from knowhow.model.load import Loaded
-from knowhow.protocols import Progress
+from knowhow.protocols import Observer, Progress
 from knowhow.recipe import BaseSpec, Recipe
 from knowhow.types import Example, Predictions, Task
 from knowhow.workspace import Run
@@ -30,16 +31,21 @@ from knowhow.workspace import Run
 PARTS = ("train", "valid", "test")
 METRICS = {"one": "macro_f1", "many": "macro_f1", "number": "spearman", "text": "exact_match"}
 
+Watch = Callable[[Any, Loaded, Rows, int], Sequence[Observer]]
+"""Phase, its model, its rows, its number of steps → who looks on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One call of `knowhow build`: what every stage is given. `start_from`: a specialist to update, in place of the recipe's base."""
+    """One call of `knowhow build`: what every stage is given. `start_from`: a specialist to update, in place of the recipe's base; `watch`: who looks on
+    while a phase trains, besides the usual observers."""
 
     recipe: Recipe
     run: Run
     root: Path
     progress: Progress
     start_from: Path | None = None
+    watch: Watch | None = None
 
     @property
     def task(self) -> Task:

@@ -67,7 +67,7 @@ def diagnose(phase: Phase, build: Build) -> tuple[Diagnosis, dict[str, Any]]:
     rows = phase.rows("train")
     batches = some(rows, loaded.tokenizer.pad_token_id, build.recipe.seed, phase.language_model)
     say = partial(build.progress, "diagnose")
-    general = _general(build, loaded) if loaded.kind == "causal" else None
+    general = general_rows(build, loaded) if loaded.kind == "causal" else None
     with at_rest(loaded.model):
         subject = _subject(phase, rows, loaded, batches, general)
         found = settings(phase, build, rows)
@@ -164,7 +164,7 @@ def some(rows: Rows, pad: int, seed: int, language_model: bool) -> list[Batch]:
     return found
 
 
-def _general(build: Build, loaded: load.Loaded) -> tuple[GeneralText, list[Batch]]:
+def general_rows(build: Build, loaded: load.Loaded) -> tuple[GeneralText, list[Batch]]:
     """General text as next-token rows of 256 tokens, and the objective that reads them."""
     texts = infer.encode(loaded.tokenizer, general_text()[:GENERAL], context=min(256, loaded.context))
     long = [row for row in texts if len(row) > 2]

@@ -20,7 +20,7 @@ from knowhow.data.chat import prompt_text
 from knowhow.evaluate.gold import answer_kind
 from knowhow.files import read_json
 from knowhow.model import adapters, channel, infer, load
-from knowhow.protocols import Objective
+from knowhow.protocols import Objective, Observer
 from knowhow.recipe import PhaseSpec
 from knowhow.stages.common import Build, context, encode
 from knowhow.stages.plan import PLAIN_RANK, settled, settled_ranks
@@ -102,6 +102,10 @@ class Phase:
         whole = decoder(loaded.model) if spec.replication else loaded.model
         forward = torch.compile(whole, dynamic=True) if spec.compile else None
         return Classify("classify", kind, loaded.kind == "causal", spec.label_smoothing, weights, forward, spec.replication)
+
+    def watchers(self, loaded: load.Loaded, rows: Rows, steps: int, here: Path) -> list[Observer]:
+        """Who looks besides the usual observers; of several learning rates the first is watched."""
+        return list(self.build.watch(self, loaded, rows, steps)) if self.build.watch is not None and here.name == "lr-0" else []
 
     def _onsets(self, loaded: load.Loaded, examples: Sequence[Example], tokens: Sequence[Sequence[int]]) -> np.ndarray | None:
         """Where each label begins to hold, when the loss is to be taken at every position."""

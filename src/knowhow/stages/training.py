@@ -50,9 +50,9 @@ class Best:
         return True
 
 
-def plan(phase: Phase, rows: Rows) -> dict[str, Any]:
+def length(phase: Phase, rows: Rows) -> dict[str, Any]:
     """Steps and learning rates, decided once: `minutes` by a short measurement that is sealed and used again on resume."""
-    path = phase.folder / "plan.json"
+    path = phase.folder / "length.json"
     if path.is_file():
         found: dict[str, Any] = read_json(path)
         return found
@@ -108,9 +108,10 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
     validate = validation(phase)
     loop = LoopSpec(steps, step, tokens, spec.clip, spec.precision)
     observers = watch(steps)
+    everyone = [*observers, *phase.watchers(loaded, rows, steps, here)]
     label = f"phase {phase.number + 1} of {len(phase.build.recipe.adapt)}, {spec.objective}, lr {lr:g}"
     try:
-        for info in train(loaded.model, phase.objective(rows, loaded), batches, optim, schedule(spec.schedule, steps, warmup=spec.warmup), loop, observers):
+        for info in train(loaded.model, phase.objective(rows, loaded), batches, optim, schedule(spec.schedule, steps, warmup=spec.warmup), loop, everyone):
             step = info.step
             _note(trace, phase.number, info, steps)
             if seen := {name: value for one in observers for row in one.rows()[-1:] if row["step"] == step for name, value in row.items()}:

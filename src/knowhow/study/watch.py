@@ -32,8 +32,8 @@ MOST_TOKENS = 2_000_000
 
 
 class Recorder:
-    """Satisfies Observer; stands last. At each look it appends what the others have just kept to `path`, a row a step: {step (over all phases), phase, loss, …}.
-    A step that is there already (a resumed run passes it again, in the same bytes) is left as it is."""
+    """Satisfies Observer; stands last. At each look it appends what the others have just kept to `path`: a row {step (over all phases), phase, loss, …}.
+    A step that is there already (a resumed run passes it again, to the same numbers) is left as it is."""
 
     name = "study"
 

@@ -1,0 +1,166 @@
+"""Forgetting and the gain from twice the data, predicted before training and measured: tiny builds of a really trained 0.26M Llama on four tasks.
+
+Each build draws its task, rows, rate and steps; it is diagnosed, trained on n rows with general text measured at four log-spaced steps, and trained again
+on 2n. `--fit` draws the builds that the laws' constants were fitted on (seeds 0–4), without it those that they are judged on (seeds 100–104).
+
+    KNOWHOW_DATA=… python bench/forecasts.py [--fit] [--builds 30]      # about 30 s a build; appends to bench/results/forecasts.jsonl and resumes
+    KNOWHOW_DATA=… python bench/forecasts.py --report                   # coverage, clustered by build
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from knowhow import run
+from knowhow.files import append_jsonl, read_jsonl
+from knowhow.laws import forgetting, more_data
+from knowhow.loop.optim import Optim, OptimSpec, schedule
+from knowhow.loop.step import LoopSpec, train
+from knowhow.maths.statistics import bootstrap, weighted_mean
+from knowhow.recipe import Recipe
+from knowhow.stages import diagnose
+from knowhow.stages.phase import phases
+from knowhow.stages.plan import with_rate
+from knowhow.stages.validation import validation
+
+RESULTS = Path(__file__).parent / "results" / "forecasts.jsonl"
+DATA = Path(os.environ.get("KNOWHOW_DATA", ""))
+TASKS = ("trec", "sst2", "banking77", "traces")
+VALID = 300
+BATCH = 1024
+
+
+def draw(seed: int, number: int) -> dict[str, Any]:
+    random = np.random.default_rng([seed, number])
+    return {
+        "task": TASKS[number % len(TASKS)], "rows": int(random.choice([150, 300, 600])), "lr": float(10 ** random.uniform(-3.5, -2.2)),
+        "steps": int(random.choice([60, 120, 240])), "seed": seed, "number": number,
+    }  # fmt: skip
+
+
+def lines_of(task: str) -> list[dict[str, str]]:
+    if task == "banking77":
+        rows = list(csv.reader((DATA / "tasks/banking77/train.tsv").open(), delimiter="\t"))
+        return [{"text": text, "label": label} for label, text in rows if label < "card_n"]
+    name = {"trec": "trec/train.txt", "sst2": "sst2/train.txt"}[task]
+    pairs = [line.split(" ", 1) for line in (DATA / "tasks" / name).read_text("latin-1").splitlines()]
+    return [{"text": text, "label": f"class {label}"} for label, text in pairs]
+
+
+def recipe_of(asked: dict[str, Any], rows: int, folder: Path) -> Recipe:
+    phase = {"lr": asked["lr"], "steps": asked["steps"], "batch_tokens": BATCH, "microbatch_tokens": BATCH, "weight_decay": 0.05}
+    said: dict[str, Any] = {"name": "forecast", "base": {"model": str(DATA / "weights/stories260K"), "context": 256}, "adapt": [phase], "seed": asked["seed"]}
+    if asked["task"] == "traces":
+        made = {"domain": "malware", "options": {"tier": "O"}, "train": rows, "valid": VALID, "test": 10}
+        return Recipe.model_validate({**said, "task": {"kind": "classify", "many": True}, "data": {"generate": made, "audit": False}})
+    random = np.random.default_rng([asked["seed"], asked["number"], 7])
+    lines = lines_of(asked["task"])
+    order = random.permutation(len(lines))
+    files = {"train": order[VALID : VALID + rows], "valid": order[:VALID], "test": order[-10:]}
+    for part, chosen in files.items():
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(lines[at]) + "\n" for at in chosen))
+    labels = sorted({line["label"] for line in lines})
+    data = {"audit": False, **{part: str(folder / f"{part}.jsonl") for part in files}}
+    return Recipe.model_validate({**said, "task": {"kind": "classify", "labels": labels}, "data": data})
+
+
+def trained(at: Any, asked: dict[str, Any], looks: list[int]) -> dict[str, Any]:
+    """Rise of general loss at `looks`, and the best validation loss of the run."""
+    phase = phases(at)[-1]
+    rows, loaded = phase.rows("train"), phase.fresh()
+    general, batches = diagnose.general_rows(at, loaded)
+    look = validation(phase)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(sum(general(loaded.model, batch)[0] for batch in batches)) / sum(general.units(batch) for batch in batches)
+
+    start, rises, losses = loss(), {}, []
+    spec = phase.spec
+    optim = Optim(loaded.model, OptimSpec(asked["lr"], weight_decay=spec.weight_decay))
+    loop = LoopSpec(asked["steps"], precision="float32")
+    stream = phase.batches(rows, loaded.tokenizer.pad_token_id)
+    for info in train(loaded.model, phase.objective(rows, loaded), stream, optim, schedule(spec.schedule, asked["steps"], warmup=spec.warmup), loop):
+        if info.step in looks:
+            loaded.model.eval()
+            rises[info.step] = loss() - start
+            losses.append(look(loaded)[0]["valid_loss"])
+            loaded.model.train()
+    return {"rises": rises, "valid_loss": min(losses)}
+
+
+def build(asked: dict[str, Any]) -> dict[str, Any]:
+    clock = time.monotonic()
+    looks = sorted({round(asked["steps"] * share) for share in (1 / 8, 1 / 4, 1 / 2, 1)})
+    with tempfile.TemporaryDirectory() as where:
+        folder, results, found = Path(where), [], None
+        for rows in (asked["rows"], 2 * asked["rows"]):
+            recipe = recipe_of(asked, rows, folder)
+            at = run.flow(recipe, runs=folder / "runs", resume=False, start_from=None, progress=lambda *_: None, root=folder, until="base")
+            if found is None:
+                found = with_rate(diagnose.diagnose(phases(at)[-1], at)[0], asked["lr"])
+            results.append(trained(at, asked, looks))
+    kept = [[m.site, m.metric, m.value] for m in found.measurements if m.site == "run" or m.metric.startswith(("line", "growth"))]
+    gain = results[0]["valid_loss"] - results[1]["valid_loss"]
+    return {**asked, "forgotten": results[0]["rises"], "gain": gain, "runs": results, "measurements": kept, "seconds": round(time.monotonic() - clock, 1)}
+
+
+def mean_rate(row: dict[str, Any], step: int) -> float:
+    factor = schedule("cosine", row["steps"], warmup=0.05)
+    return row["lr"] * sum(factor(k) for k in range(1, step + 1)) / step
+
+
+def report() -> None:
+    for name, fit in (("fitted on", True), ("judged on", False)):
+        rows = [row for row in read_jsonl(RESULTS) if (row["seed"] < 100) == fit]
+        if not rows:
+            continue
+        inside: dict[str, list[tuple[int, float]]] = {"forgetting": [], "more data": []}
+        for at, row in enumerate(rows):
+            looked = {float(site): max(value, forgetting.LEAST) for site, metric, value in row["measurements"] if metric == "line.general"}
+            for step, rise in row["forgotten"].items():
+                value = forgetting.forecast(looked, mean_rate(row, int(step)), float(step))
+                low = value * math.exp(-forgetting.SPREAD) if value > forgetting.LEAST else -0.05
+                inside["forgetting"].append((at, float(low <= rise <= value * math.exp(forgetting.SPREAD))))
+            growth = [(float(site), value) for site, metric, value in row["measurements"] if metric == "growth.loss"]
+            facts = {metric: value for site, metric, value in row["measurements"] if site == "run"}
+            value, spread = more_data.forecast(growth, facts["rows"], facts["growth.rows"])
+            inside["more data"].append((at, float(value - spread <= row["gain"] <= value + spread)))
+        for law, pairs in inside.items():
+            clusters, hits = np.array([at for at, _ in pairs]), np.array([hit for _, hit in pairs])
+            found = bootstrap(weighted_mean(hits), clusters, draws=1000, seed=0, confidence=0.95, vectorised=True)
+            print(f"{name} {len(rows)} builds: {law}: coverage {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] of {len(hits)} predictions")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--builds", type=int, default=30)
+    parser.add_argument("--report", action="store_true")
+    asked = parser.parse_args()
+    if asked.report:
+        report()
+        return
+    known = {(row["seed"], row["number"]) for row in read_jsonl(RESULTS)}
+    todo = [draw((0 if asked.fit else 100) + number % 5, number) for number in range(asked.builds)]
+    todo = [each for each in todo if (each["seed"], each["number"]) not in known]
+    print(f"{len(todo)} builds, about {0.6 * len(todo):.0f} minutes", flush=True)
+    for each in todo:
+        row = build(each)
+        append_jsonl(RESULTS, row)
+        print(json.dumps({key: row[key] for key in ("task", "rows", "lr", "steps", "forgotten", "gain", "seconds")}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
