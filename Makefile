@@ -32,6 +32,7 @@ lint: $(VENV)/installed-dev
 
 docs: $(VENV)/installed
 	$(BIN)/knowhow schema > docs/recipe.schema.json
+	$(BIN)/python bench/laws.py --pages
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python bench/audit_scale.py

@@ -14,6 +14,8 @@ from knowhow.recipe import BudgetSpec, PhaseSpec
 
 EXPLAIN_PASSES = 200
 """Passes that one answer takes for its evidence and for base against specialist; its parts come on top, each a pass, heads being 64 wide mostly."""
+DIAGNOSIS, DIAGNOSIS_PER_LAYER = 500e3, 40e3
+"""Operations per parameter of the looks before training and after it (stages/diagnose.py), and of those that are taken once a layer."""
 SHARE_OF_MATMUL = {"float32": 0.4, "bf16": 0.3}
 """Share of the measured matrix-product rate that a training step reaches at least, small models included."""
 
@@ -97,8 +99,10 @@ def minutes(phases: Sequence[PhaseSpec], shape: Shape, load: Load, machine: Mach
     passes = 4 * load.passes
     evaluate = passes * 2 * shape.parameters * load.held_out * load.tokens / _rate("auto", machine) / 60
     words = (load.rows + load.held_out) * load.tokens
+    looked = DIAGNOSIS + DIAGNOSIS_PER_LAYER * shape.layers
     return {
         "data": 0.1 + words / 2e6 / 60,
+        "diagnose and verify": 0.1 + looked * shape.parameters / _rate("float32", machine) / 60,
         "baselines": 0.3 + (words / 1e4 / 60 if classical else 0.0),
         "train": train,
         "evaluate": 0.8 + evaluate,

@@ -16,7 +16,9 @@ from knowhow.laws.law import by_site, fact
 from knowhow.types import Choice, Diagnosis, Plan, Prediction
 
 SHARE = 1 / 8
-"""Of the predicted ceiling: the rate that a plan takes."""
+"""Of the predicted ceiling: no plan takes a higher rate."""
+STRIDES = 16.0
+"""The rate in units of the distance at which one step along the first gradient's signs helps most: later steps agree in so small a part of each weight."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 
 
@@ -53,18 +55,20 @@ def plan(diagnosis: Diagnosis, predictions: Sequence[Prediction], asked: Asked, 
 
 
 def rate(diagnosis: Diagnosis, predictions: Sequence[Prediction], asked: Asked) -> Choice | None:
-    """A share of the predicted ceiling, lowered until the predicted forgetting fits the budget. Alternatives: rate → predicted forgetting in nats."""
+    """STRIDES times the distance at which the first step helps most, below a share of the predicted ceiling, and lowered until the predicted forgetting
+    fits the budget. Alternatives: rate → predicted forgetting in nats."""
     ceiling = next((p for p in predictions if p.law == learning_rate_ceiling.NAME), None)
-    if ceiling is None:
+    best = fact(diagnosis, "line.best")
+    if best is None:
         return None
     looked, steps = forgetting.curve(diagnosis), fact(diagnosis, "steps") or 1.0
     mean = (fact(diagnosis, "lr.mean") or 1.0) / (fact(diagnosis, "lr") or 1.0)
-    value = _rounded(ceiling.value * SHARE)
+    value = _rounded(STRIDES * best if ceiling is None else min(STRIDES * best, SHARE * ceiling.value))
     costs = {f"{lr:g}": forgetting.forecast(looked, lr * mean, steps) for lr in sorted({*RATES, value})} if len(looked) > 1 else {}
     if asked.forgetting is not None and costs:
         fits = [lr for lr in (value, value / 2, value / 4, value / 8) if forgetting.forecast(looked, lr * mean, steps) <= asked.forgetting]
         value = _rounded(fits[0]) if fits else _rounded(value / 8)
-    because = (ceiling, *(p for p in predictions if p.law == forgetting.NAME))
+    because = tuple(p for p in predictions if p.law in (learning_rate_ceiling.NAME, forgetting.NAME))
     return Choice("lr", asked.own.get("lr", value), because, {"planned": value, **costs})
 
 

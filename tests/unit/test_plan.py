@@ -49,19 +49,22 @@ def ceiling(value: float) -> Prediction:
 CURVE = tuple(Measurement(f"{10.0**-k:g}", "line.general", 10.0 ** (2 - 2 * (k - 1)), "nats", 1) for k in range(5, 0, -1))
 
 
-def test_the_rate_is_a_share_of_the_ceiling_and_the_user_wins() -> None:
-    diagnosis = with_sites({"steps": 100, "lr": 1e-3, "lr.mean": 5e-4}, *CURVE)
-    planned = plan.rate(diagnosis, [ceiling(0.08)], Asked())
+def test_the_rate_is_some_strides_below_a_share_of_the_ceiling_and_the_user_wins() -> None:
+    diagnosis = with_sites({"steps": 100, "lr": 1e-3, "lr.mean": 5e-4, "line.best": 1e-3}, *CURVE)
+    planned = plan.rate(diagnosis, [ceiling(8.0)], Asked())
     assert planned is not None
-    assert planned.value == pytest.approx(0.08 * plan.SHARE)
+    assert planned.value == pytest.approx(1e-3 * plan.STRIDES)
+    held = plan.rate(diagnosis, [ceiling(0.08)], Asked())
+    assert held is not None
+    assert held.value == pytest.approx(0.08 * plan.SHARE)
     own = plan.rate(diagnosis, [ceiling(0.08)], Asked({"lr": 7e-5}))
     assert own is not None
     assert (own.value, own.alternatives["planned"]) == (7e-5, pytest.approx(0.01))
-    assert plan.rate(diagnosis, [], Asked()) is None, "without a ceiling there is nothing to take a share of"
+    assert plan.rate(with_sites({"steps": 100}, *CURVE), [], Asked()) is None, "where no step helps there is no rate to take"
 
 
 def test_a_budget_of_forgetting_lowers_the_rate() -> None:
-    diagnosis = with_sites({"steps": 100, "lr": 1e-3, "lr.mean": 5e-4}, *CURVE)
+    diagnosis = with_sites({"steps": 100, "lr": 1e-3, "lr.mean": 5e-4, "line.best": 1e-3}, *CURVE)
     free = plan.rate(diagnosis, [ceiling(0.08)], Asked())
     assert free is not None
     bound = forgetting.forecast(forgetting.curve(diagnosis), free.value / 2, 100) / 3

@@ -12,7 +12,7 @@ from knowhow import laws
 from knowhow.commands.output import Output, table
 from knowhow.errors import UsageError
 from knowhow.laws.judged import FRESH, committed, verdict
-from knowhow.laws.law import QUESTIONS, Judgement, Law, summed_up
+from knowhow.laws.law import QUESTIONS, Judgement, Law
 from knowhow.laws.rows import of_law, of_score, plain
 from knowhow.types import Scored
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 WIDTH = 160
 """Columns that are taken at most; a narrower terminal takes what it has."""
+
+MOST = 100
+"""Seeds of one check."""
 
 IN_BUILDS = "it has no experiment of its own: every build predicts with it and scores it (stage verify)"
 HEADINGS = ("Statement", "Derivation", "Assumptions")
@@ -86,26 +89,30 @@ def check(name: str, seeds: str, yours: Yours, output: Output) -> None:
         law, why = applied(law, yours.model, yours.data)
         if why:
             return _say(law, Judgement("not applicable", why, {}, {}, 0.0), output)
-    checks = _run(law, chosen, output)
-    from knowhow.experiments.run import verdict as judged
-
-    said = judged(law, checks)
-    if yours.model is not None and said.verdict == "violated" and {summed_up(one.scored) for one in checks.values()} == {"confirmed"}:
-        said = Judgement("not applicable", f"this run cannot tell the law from what is wrong: {said.because}", said.seeds, said.controls, said.inside)
+    try:
+        checks = _run(law, chosen, output)
+    except UsageError as error:
+        if yours.model is None:
+            raise
+        return _say(law, Judgement("not applicable", f"it cannot be measured on this model: {error.got}", {}, {}, 0.0), output)
+    if yours.model is None:
+        from knowhow.experiments.run import verdict as judged
+    else:
+        from knowhow.experiments.yours import judged
     for seed, one in checks.items():
         _scores(law, seed, one, output)
-    _say(law, said, output)
+    _say(law, judged(law, checks), output)
 
 
 def seeds_of(text: str) -> list[int]:
     """`0,1,2`, `0-4` or both. Raises UsageError for anything else."""
     try:
         ends = [[int(end) for end in part.split("-", 1)] for part in text.split(",")]
-        found = [seed for low, *high in ends for seed in range(low, (high or [low])[0] + 1)]
+        found = [seed for low, *high in ends for seed in range(low, min((high or [low])[0], low + MOST) + 1)]
     except ValueError:
         found = []
-    if not found or len(set(found)) < len(found):
-        raise UsageError(f"--seeds {text!r}", allowed="different whole numbers, such as 0,1,2 or 0-4")
+    if not found or len(set(found)) < len(found) or len(found) > MOST:
+        raise UsageError(f"--seeds {text!r}", allowed=f"different whole numbers, such as 0,1,2 or 0-4, at most {MOST}")
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import knowhow
 from knowhow import reading
-from knowhow.commands.build import How, allow_network
+from knowhow.commands.build import How, specialist_recipe
 from knowhow.commands.output import Output
 from knowhow.errors import UsageError
 from knowhow.files import digest, read_json, read_jsonl, write_json
@@ -31,15 +31,14 @@ def study(recipe: str, sets: Sequence[str], steps: int | None, how: How, output:
     path = Path(recipe)
     asked = reading.read(path, sets)
     if isinstance(asked, PretrainRecipe):
-        longer = {} if steps is None else {"tokens": steps * asked.batch_tokens}
-        _base(asked.model_copy(update=longer), path, how, output)
+        _base(asked if steps is None else asked.model_copy(update={"tokens": steps * asked.batch_tokens}), path, how, output)
         return
-    shorter = (
-        [] if steps is None else [f"adapt.{number}.{key}" for number in range(len(asked.adapt)) for key in (f"steps={steps}", "epochs=null", "minutes=null")]
-    )
-    asked = reading.read(path, [*sets, *shorter])
-    here = reading.located(asked, path.absolute().parent)
-    allow_network(here.base.model, *filter(None, (here.data.train, here.data.valid, here.data.test)))
+    keys = [] if steps is None else [f"adapt.{number}.{key}" for number in range(len(asked.adapt)) for key in (f"steps={steps}", "epochs=null", "minutes=null")]
+    _specialist(path, [*sets, *keys], how, output)
+
+
+def _specialist(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
+    asked, _ = specialist_recipe(path, sets)
     from knowhow.loop.machine import keep_memory
     from knowhow.study import run as work
 

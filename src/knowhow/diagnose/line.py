@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from knowhow.diagnose.gradients import Gradients
-from knowhow.diagnose.subject import RUN, Subject, measured, plain_loss
+from knowhow.diagnose.subject import RUN, Subject, mean_loss, measured, plain_loss
 from knowhow.maths import hvp
 from knowhow.types import Measurement
 
@@ -22,7 +22,8 @@ DISTANCES = tuple(10 ** (-5 + k / 3) for k in range(12))
 @torch.no_grad()
 def along_signs(subject: Subject, found: Gradients, distances: Sequence[float] = DISTANCES) -> list[Measurement]:
     """Loss on fresh rows at θ − d·sign(G) for each distance d (site `d`), of the task and of general text, relative to d = 0, in nats; and the ceiling
-    of one step: the distance at which the loss of the task is back where it began, interpolated in the logarithm (run, `line.ceiling`)."""
+    of one step: the distance at which the loss of the task is back where it began, interpolated in the logarithm (run, `line.ceiling`); `line.best` is the
+    distance with the lowest loss."""
     parameters = subject.trained()
     signs = [-found.mean[name].sign() for name in parameters]
     weights = list(parameters.values())
@@ -37,8 +38,33 @@ def along_signs(subject: Subject, found: Gradients, distances: Sequence[float] =
             if texts is not None and subject.general:
                 rise = plain_loss(subject.model, texts, subject.general) - general
                 rows.append(measured(f"{distance:.3g}", "line.general", rise, "nats", len(subject.general)))
+    best = min(zip(rises, distances, strict=True))
+    if best[0] < 0:
+        rows.append(measured(RUN, "line.best", best[1], "learning rate", len(subject.fresh)))
     ceiling = crossing(distances, rises)
     return rows if ceiling is None else [*rows, measured(RUN, "line.ceiling", ceiling, "learning rate", len(subject.fresh))]
+
+
+STARTS = tuple(10 ** (-2.5 + k / 3) for k in range(11))
+"""About .003 to 7, where training from a fresh head breaks down."""
+BROKEN = 2.2
+"""Times the loss of the untrained model; see laws/learning_rate_ceiling.py."""
+
+
+def from_the_start(subject: Subject, batches: int = 2) -> list[Measurement]:
+    """The distance along −sign(G) at which the loss is BROKEN times that of the untrained model, its fresh head included, and stays above (run,
+    `start.ceiling`). The gradient is that of a few batches."""
+    parameters = subject.trained()
+    loss = mean_loss(subject.model, subject.objective, subject.batches[:batches])
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    signs = [torch.zeros_like(p) if g is None else -g.sign() for p, g in zip(parameters.values(), found, strict=True)]
+    start, rises = plain_loss(subject.model, subject.objective, subject.fresh), []
+    for distance in STARTS:
+        with hvp.moved(list(parameters.values()), signs, distance):
+            rises.append(plain_loss(subject.model, subject.objective, subject.fresh) - start)
+    rows = [measured(f"{d:.3g}", "start.task", rise, "nats", len(subject.fresh)) for d, rise in zip(STARTS, rises, strict=True)]
+    ceiling = crossing(STARTS, [rise - (BROKEN - 1) * start for rise in rises])
+    return rows if ceiling is None else [*rows, measured(RUN, "start.ceiling", ceiling, "learning rate", len(subject.fresh))]
 
 
 def crossing(distances: Sequence[float], rises: Sequence[float]) -> float | None:

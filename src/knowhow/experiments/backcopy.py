@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from knowhow.experiments.attention_only import AttentionOnly
-from knowhow.experiments.language import chain, entropy_rate, next_token
+from knowhow.experiments.language import chain, next_token
 from knowhow.experiments.system import Drawn, System
 from knowhow.types import Batch
 
@@ -21,21 +21,22 @@ class Backcopy:
     """−log p(next token), summed; metrics: the part of it at triggers (`trigger_loss`) and their number (`triggers`)."""
 
     triggers: int
+    earliest: int = 2
     name: str = "backcopy"
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         logits_BTV = model(input_ids=batch.tokens_BT, use_cache=False).logits
         loss_BT = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), batch.targets_BT.flatten(), reduction="none").view_as(batch.tokens_BT)
-        at_BT = copies(batch.tokens_BT, self.triggers)
+        at_BT = copies(batch.tokens_BT, self.triggers, self.earliest)
         return loss_BT.sum(), {"trigger_loss": (loss_BT.detach() * at_BT).sum(), "triggers": at_BT.sum()}
 
     def units(self, batch: Batch) -> float:
         return float(batch.tokens_BT.numel())
 
 
-def copies(tokens_BT: torch.Tensor, triggers: int) -> torch.Tensor:
-    """Where the next token is the token before: at triggers (tokens 1 … `triggers`) with a token between them and the beginning."""
-    return (tokens_BT >= 1) & (tokens_BT <= triggers) & (torch.arange(tokens_BT.shape[1]) >= 2)
+def copies(tokens_BT: torch.Tensor, triggers: int, earliest: int = 2) -> torch.Tensor:
+    """Where the next token is the token before: at triggers (tokens 1 … `triggers`) from position `earliest` on, where there is a token to copy."""
+    return (tokens_BT >= 1) & (tokens_BT <= triggers) & (torch.arange(tokens_BT.shape[1]) >= earliest)
 
 
 def sequences(chain_VV: torch.Tensor, triggers: int, rows: int, length: int, generator: torch.Generator) -> torch.Tensor:
@@ -48,10 +49,11 @@ def sequences(chain_VV: torch.Tensor, triggers: int, rows: int, length: int, gen
     return torch.stack(tokens, 1)
 
 
-def backcopy(seed: int, *, vocab: int = 32, triggers: int = 3, rows: int = 32, length: int = 32, width: int = 48, normalised: bool = True) -> System:
-    """One layer of one head. Facts: `triggers`, `softmax` (1 or 0), `bigram_entropy` of the chain alone, in nats per token."""
+def backcopy(
+    seed: int, *, vocab: int = 32, triggers: int = 3, rows: int = 32, length: int = 32, width: int = 48, normalised: bool = True, begun: bool = True
+) -> System:
+    """One layer of one head. `begun` False: rows come without the token that begins them. Facts: `triggers`, `softmax` and `begun` (1 or 0)."""
     chain_VV = chain(seed, vocab)
-    batches = Drawn(lambda generator: next_token(sequences(chain_VV, triggers, rows, length + 1, generator)), seed)
+    batches = Drawn(lambda generator: next_token(sequences(chain_VV, triggers, rows, length + 2 - begun, generator)[:, 1 - begun :]), seed)
     model = AttentionOnly(seed, vocab=vocab + 1, layers=1, heads=1, width=width, normalised=normalised)
-    facts = {"triggers": triggers, "softmax": float(normalised), "bigram_entropy": entropy_rate(chain_VV)}
-    return System(model, Backcopy(triggers), batches, facts)
+    return System(model, Backcopy(triggers, 1 + begun), batches, {"triggers": triggers, "softmax": float(normalised), "begun": float(begun)})

@@ -17,15 +17,15 @@ def bigram_chain(seed: int, *, vocab: int = 32, rows: int = 32, length: int = 48
     """One layer of one head on walks. `tilt`: how unequal the tokens' shares are; `memory` 2: the token before the last chooses between two chains.
 
     Facts, in nats: `uniform_entropy`, `unigram_entropy` H1, `bigram_entropy` H2 (of the next token given the last, whatever the memory)."""
-    bias_V = tilt * torch.randn(vocab, generator=torch.Generator().manual_seed(seed + 1))
-    tables_MVV = torch.stack([torch.softmax(chain(seed + 2 * m, vocab).log() + bias_V, -1) for m in range(memory)])
+    logits_1VV = chain(seed, vocab).log()[None] + tilt * torch.randn(vocab, generator=torch.Generator().manual_seed(seed + 1))
+    tables_MVV = torch.softmax(logits_1VV if memory == 1 else logits_1VV + chain(seed + 2, vocab).log()[:, None], -1)
 
     def draw(generator: torch.Generator) -> Batch:
         if memory == 1:
             return next_token(walks(tables_MVV[0], rows, length + 1, generator))
         tokens = list(torch.randint(vocab, (2, rows), generator=generator))
         for _ in range(length - 1):
-            tokens.append(torch.multinomial(tables_MVV[tokens[-2] % memory, tokens[-1]], 1, generator=generator)[:, 0])
+            tokens.append(torch.multinomial(tables_MVV[tokens[-2], tokens[-1]], 1, generator=generator)[:, 0])
         return next_token(torch.stack(tokens, 1))
 
     unigram, bigram = entropies(tables_MVV)
@@ -34,10 +34,10 @@ def bigram_chain(seed: int, *, vocab: int = 32, rows: int = 32, length: int = 48
 
 
 def entropies(tables_MVV: torch.Tensor) -> tuple[float, float]:
-    """H(next) and H(next | last) of the stationary chain, in nats; M tables, chosen by the token before the last modulo M."""
-    M, V, _ = tables_MVV.shape
+    """H(next) and H(next | last) of the stationary chain, in nats; one table, or V, chosen by the token before the last."""
+    V = tables_MVV.shape[-1]
     exact_MVV = tables_MVV.double()
-    step_VVV = (exact_MVV / exact_MVV.sum(-1, keepdim=True))[torch.arange(V) % M]
+    step_VVV = (exact_MVV / exact_MVV.sum(-1, keepdim=True)).expand(V, V, V)
     pair_VV = torch.full((V, V), 1 / V**2, dtype=torch.float64)
     for _ in range(500):
         pair_VV = torch.einsum("ab,abc->bc", pair_VV, step_VVV)

@@ -12,6 +12,7 @@ from knowhow.experiments.language import Language, chain, decoder, next_token, w
 from knowhow.experiments.system import Drawn, System
 from knowhow.model.charges import ledger
 from knowhow.model.load import load
+from knowhow.model.quiet import quiet
 
 
 def charges(
@@ -25,7 +26,8 @@ def charges(
     made = decoder(seed, vocab=states, tied=tied) if model == "twin" else load(model).model
     if lora:
         torch.manual_seed(seed)
-        made = get_peft_model(made, LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear"))
+        with quiet():
+            made = get_peft_model(made, LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear"))
     if double:
         made = made.double()
     entries = made.get_input_embeddings().weight.shape[0]

@@ -46,7 +46,9 @@ class Relative:
 
 
 def scaled_net(seed: int, *, scale: float, width: int = 8, hidden: int = 64, rows: int = 32) -> System:
-    """A tanh net of two layers on a fixed batch of a teacher's outputs. Facts: `output_scale`, `kernel_drift`, `kernel_pace`, `kernel_turn` (maths/kernel.bend)."""
+    """A tanh net of two layers on a fixed batch of a teacher's outputs.
+
+    Facts: `output_scale`, `kernel_drift`, `kernel_pace`, `kernel_turn` (maths/kernel.bend)."""
     torch.manual_seed(seed)
     inner = torch.nn.Sequential(torch.nn.Linear(width, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, 1))
     inputs_BD = torch.randn(rows, width)

@@ -59,8 +59,9 @@ def deep_linear(
     weights = [start * torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in shapes]
     if aligned:
         weights = [start * left_DD @ right_DD.T] if layers == 1 else [math.sqrt(start) * right_DD.T, math.sqrt(start) * left_DD]
-    begun, overlap = (left_DD.T @ weights[0] @ right_DD).diagonal().tolist(), 0.0
-    if layers > 1:
+    if layers == 1:
+        begun, overlap = (left_DD.T @ weights[0] @ right_DD).diagonal().tolist(), 0.0
+    else:
         growing_RD = weights[0] @ right_DD + weights[1].T @ left_DD
         begun = (growing_RD.square().sum(0) / 4).tolist()
         overlap = _overlap(growing_RD)
@@ -144,7 +145,8 @@ def in_context_regression(
     merged: bool = False,
     rows: int = 0,
 ) -> System:
-    """Linear attention on regressions in context. `rows`: fresh sequences a step; 0: the expectation over all of them, exactly. Facts: `context` N.
+    """Linear attention on regressions in context. `rows`: fresh sequences a step; 0: the expectation over all of them, exactly. Facts: `context` N,
+    `sampled`.
     Sites direction.1 … : `eigenvalue`."""
     eigenvalues_D = torch.tensor(eigenvalues, dtype=torch.float64)
     model = LinearAttention(heads, len(eigenvalues), start, torch.Generator().manual_seed(seed), merged=merged)

@@ -46,8 +46,8 @@ def taught(seed: int, steps: int) -> LlamaForCausalLM:
 def lora_decoder(seed: int, *, rank: int = 4, scale: float = 2.0, rows: int = 48, fixed: bool = True, taught_steps: int = 100) -> System:
     """LoRA on every linear layer of a taught decoder, to learn another chain; `fixed`: the same rows at every step.
 
-    Facts: `base_loss`, `same_rows` 1 when fixed; at each adapted module `lora_gradient` |∂L/∂B| at the start and `lora_overlap`, the share of its columns' span that lies in the
-    top-`rank` left singular space of the module's own gradient, both on the first step's rows."""
+    Facts: `base_loss`, `same_rows` 1 when fixed; at each adapted module, on the first step's rows, `lora_gradient` |∂L/∂B| at the start and
+    `lora_overlap`, the share of its columns' span that lies in the top-`rank` left singular space of the module's own gradient."""
     model = taught(seed, taught_steps)
     torch.manual_seed(seed + 1)
     config = LoraConfig(r=rank, lora_alpha=round(rank * scale), target_modules=list(TARGETS), lora_dropout=0.0, bias="none")

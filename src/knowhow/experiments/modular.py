@@ -11,7 +11,7 @@ from knowhow.experiments.system import MeanSquare, System, fixed, numbers
 
 
 class Sum(torch.nn.Module):
-    """W (u_a + v_b)²: a table of hidden inputs per operand, squares, a read-out (Gromov 2023, eq. 1)."""
+    """W (u_a + v_b)²: a table of hidden inputs per operand, squares, a read-out (Gromov 2023)."""
 
     def __init__(self, seed: int, prime: int, hidden: int) -> None:
         super().__init__()

@@ -42,7 +42,8 @@ class Race:
     def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         assert isinstance(model, Racers), "a race is run by racers"
         rates_E = torch.tensor(self.rates)
-        total, metrics = torch.zeros(()), {}
+        total = torch.zeros(())
+        metrics: dict[str, torch.Tensor] = {}
         for size, (name, rows) in enumerate((("small", self.batch), ("large", 2 * self.batch))):
             risk_ER = (model.weights[size].detach().square() * self.spread_D).sum(-1) / 2
             running_ER = risk_ER < self.cap
@@ -55,13 +56,14 @@ class Race:
         return 1.0
 
 
-def batch_race(seed: int, *, batch: int, width: int = 64, replicas: int = 48, slope: float = 1.0) -> System:
-    """Linear regression without label noise; input i has variance ∝ i^−slope, mean 1. Facts: `batch`, `noise_scale` from the gradients of 8192 rows at
-    the start."""
+def batch_race(seed: int, *, batch: int, width: int = 64, replicas: int = 48, slope: float = 1.0, even: bool = True) -> System:
+    """Linear regression without label noise; input i has variance ∝ i^−slope, mean 1; `even`: as much to learn of each input, with random sign, else a
+    normal number of each. Facts: `batch`, `noise_scale` from the gradients of 8192 rows at the start."""
     generator = torch.Generator().manual_seed(seed)
     spread_D = torch.arange(1.0, width + 1) ** -slope
     spread_D = spread_D / spread_D.mean()
     start_D = torch.randn(width, generator=generator) / width**0.5
+    start_D = start_D.sign() / width**0.5 if even else start_D
     inputs_ND = torch.randn(8192, width, generator=generator) * spread_D.sqrt()
     trace, square = direct((inputs_ND @ start_D)[:, None] * inputs_ND)
     rates = tuple((torch.logspace(-1.9, 0.29, RATES) / spread_D.max()).tolist())

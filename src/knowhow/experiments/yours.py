@@ -6,6 +6,7 @@ Shape letters: B batch, T tokens, N tokens of the whole stream.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from knowhow.data.chat import rendered
 from knowhow.data.sources import open_source
 from knowhow.errors import UsageError
 from knowhow.experiments.language import Language, next_token
-from knowhow.experiments.run import known
+from knowhow.experiments.run import Check, known, verdict
 from knowhow.experiments.system import Drawn, System, system
-from knowhow.laws.law import Experiment, Law
+from knowhow.laws.law import Experiment, Judgement, Law, summed_up
 from knowhow.model.charges import ledger
 from knowhow.model.load import load
 from knowhow.types import Batch, Example, Task
@@ -82,6 +83,16 @@ def applied(law: Law, model: str, data: str) -> tuple[Law, str]:
     if special:
         return moved, f"it is measured on {' and '.join(special)}"
     return moved, "" if law.predict(diagnosis) else _unknown(first, {one.metric for one in diagnosis.measurements})
+
+
+def judged(law: Law, checks: Mapping[int, Check]) -> Judgement:
+    """The verdict over seeds. Controls that have nothing to say here are left out; where one that speaks does not fail, the run cannot tell the law from
+    what is wrong, and confirms nothing."""
+    said = [control for control in law.controls if any(one.verdict != "not applicable" for check in checks.values() for one in check.controls[control.name])]
+    found = verdict(replace(law, controls=tuple(said)), dict(checks))
+    if found.verdict == "violated" and {summed_up(check.scored) for check in checks.values()} == {"confirmed"}:
+        return replace(found, verdict="not applicable", because=f"this run cannot tell the law from what is wrong: {found.because}")
+    return found
 
 
 def _unknown(first: Experiment, here: set[str]) -> str:

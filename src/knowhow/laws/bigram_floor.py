@@ -90,9 +90,8 @@ def floor_alone(diagnosis: Diagnosis) -> Sequence[Prediction]:
     return _predict(diagnosis, "bigram_entropy")
 
 
-def experiment(vocab: int = 32, memory: int = 1) -> Experiment:
-    options = {"vocab": vocab, "memory": memory}
-    return Experiment("bigram-chain", 300, {}, options=options, optimizer={"lr": 1e-2}, schedule="cosine", warmup=0.02)
+def experiment(memory: int = 1) -> Experiment:
+    return Experiment("bigram-chain", 300, {}, options={"memory": memory}, optimizer={"lr": 1e-2}, schedule="cosine", warmup=0.02)
 
 
 LAW = Law(
@@ -106,6 +105,6 @@ LAW = Law(
     (
         Control("floor at the unigram entropy", "another entropy of the same rows must not pass", predict=frequencies_alone),
         Control("plateau at the unigram entropy", "a stage that does not appear must not be found", predict=plateau),
-        Control("two tokens of memory", "where the past says more than the last token, the loss must fall below H2", experiment(16, 2), predict=floor_alone),
+        Control("two tokens of memory", "where the past says more than the last token, the loss must fall below H2", experiment(memory=2), predict=floor_alone),
     ),
 )

@@ -9,18 +9,18 @@ itself.
 **Derivation** Unit h computes (u_h(a) + v_h(b))² and is read out with w_h(c). Let u_h = A cos(ωa+φ), v_h = A cos(ωb+ψ), ω = 2πk/p. The square holds 2uv = A²
 [cos(ω(a+b)+φ+ψ) + cos(ω(a−b)+φ−ψ)], and u², v², whose waves are cos(2ωa+2φ) and cos(2ωb+2ψ). Read out with w = cos(ωc+φ+ψ), the first wave gives ½A²
 cos(ω(a+b−c)) + ½A² cos(ω(a+b+c) + 2(φ+ψ)). Averaged over units of one k with independent φ and ψ, every term that still holds a phase vanishes (the one in
-a+b+c, the one in a−b, the ones in 2a and 2b), and only cos(ω(a+b−c)) is left (Gromov 2023, eq. 7–9). Summed over k = 1 … (p−1)/2 with equal weights it is ½(p
-δ(a+b≡c) − 1), the answer itself: it is exact. Why descent finds it: (1) at the optimum of the squares over *all* pairs the function is δ(a+b≡c) − 1/p after
-centring, and that function has no other Fourier component than (k, k, −k); the gradient of the correlation ⟨f, δ⟩ = Σ_h Σ_k û_h(k) v̂_h(k) ŵ_h(k)* + c.c.
-couples u, v, w only at equal k, so within a unit each k grows as d û/dt ∝ v̂* ŵ (and cyclically): a product of three, which grows as a power and not
-exponentially, so the largest frequency of a unit leaves the others behind (a race, one winner a unit). (2) Weight decay λ shrinks û, v̂, ŵ alike; the
-contribution û v̂ ŵ of norm r³ costs 3λr², so one frequency of norm r in a unit costs less than two of r/2^(1/3) each: sparsity in frequency within a unit is
-what the norm rewards. (3) Remembering a pair costs weights that serve this pair alone; a wave serves all p² pairs, so its gradient adds up over the pairs: it
-wins where pairs are many (above a critical share), later than memory since it starts from a product of three small numbers.
+a+b+c, the one in a−b, the ones in 2a and 2b), and only cos(ω(a+b−c)) is left (Gromov 2023). Summed over k = 1 … (p−1)/2 with equal weights it is ½(p δ(a+b≡c)
+− 1), the answer itself: it is exact. Why descent finds it: (1) at the optimum of the squares over *all* pairs the function is δ(a+b≡c) − 1/p after centring,
+and that function has no other Fourier component than (k, k, −k); the gradient of the correlation ⟨f, δ⟩ = Σ_h Σ_k û_h(k) v̂_h(k) ŵ_h(k)* + c.c. couples u, v,
+w only at equal k, so within a unit each k grows as d û/dt ∝ v̂* ŵ (and cyclically): a product of three, which grows as a power and not exponentially, so the
+largest frequency of a unit leaves the others behind (a race, one winner a unit; He 2026 prove it for gradient flow). (2) Weight decay λ shrinks û, v̂, ŵ
+alike; the contribution û v̂ ŵ of norm r³ costs 3λr², so one frequency of norm r in a unit costs less than two of r/2^(1/3) each: sparsity in frequency within
+a unit is what the norm rewards. (3) Remembering a pair costs weights that serve this pair alone; a wave serves all p² pairs, so its gradient adds up over the
+pairs: it wins where pairs are many (above a critical share), later than memory since it starts from a product of three small numbers.
 
 **Assumptions** Enough pairs (share above about one half at p = 31, see below); units enough to average the phases (several times p); trained until the seen
 pairs are right. Squared units and squares of one-hot answers are used here because the solution is then exact. Not needed: in this set-up weight decay only
-speeds generalising up (it came without, in a first measurement).
+speeds generalising up (it came without, in a first measurement, as Gromov found).
 
 **Where it fails** With too few pairs the net remembers and stays there; with answers dealt out at random there is no wave to find: both are controls. With
 squared units *all* frequencies are used (Morwani 2023 derive this); the few key frequencies of Nanda's transformer belong to another architecture. With one
@@ -28,7 +28,7 @@ table for both operands the phases φ = ψ cannot cancel and a part |cos(ω(a−
 cross-entropy, below this law's bar. The delay is short at this size (a factor of two in steps, not of ten).
 
 **Source** Nanda et al. 2023 (arXiv 2301.05217); Gromov 2023 (arXiv 2301.02679), the analytic solution; Morwani et al. 2023 (arXiv 2311.07568), one frequency
-a unit from margin; Power et al. 2022.
+a unit from margin; He et al. 2026 (arXiv 2602.16849), frequencies that compete within a unit and the stages; Power et al. 2022 (arXiv 2201.02177).
 """
 
 from __future__ import annotations

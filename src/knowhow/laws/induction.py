@@ -72,7 +72,7 @@ def _measured(trace: Trace) -> dict[str, float]:
     supervised = [value for _, value in column(trace, "loss")][-LAST:]
     return {
         SCORE: scores[-1][1],
-        TOGETHER: _steepest([(step, -math.log(max(value, 1e-6))) for step, value in losses]) - steepest if rose else math.nan,
+        TOGETHER: _steepest([(step, -value) for step, value in losses]) - steepest if rose else math.nan,
         BEFORE: _steepest(before) - steepest if rose else math.nan,
         COPIED: sum(supervised) / len(supervised) if supervised else math.nan,
     }
@@ -104,8 +104,8 @@ def distance_ignored(diagnosis: Diagnosis) -> Sequence[Prediction]:
 
 
 def experiment(steps: int, layers: int = 2, distance: int | None = None) -> Experiment:
-    options = {"vocab": 64, "layers": layers, "distance": distance}
-    return Experiment("copying", steps, {"circuits": {"every": 10, "vocab": 64}}, options=options, optimizer={"lr": 1e-2}, schedule="cosine", warmup=0.1)
+    options = {"layers": layers, "distance": distance}
+    return Experiment("copying", steps, {"circuits": {"every": 10, "vocab": 32}}, options=options, optimizer={"lr": 1e-2}, schedule="cosine", warmup=0.1)
 
 
 LAW = Law(

@@ -16,12 +16,12 @@ a base that is close to the task are all the same thing: a small κ.
 So this answers how what is learnt follows from the equations of gradient-based learning. With κ small training is a linear regression on
 features that the base has already; circuits and features can only appear where κ is not small, because the linear model cannot change its kernel.
 
-**Assumptions** Plain gradient descent without momentum, decay ≪ T⁻¹, no clipping (gate: `kernel.plain`), smooth activations; Tμ ≤ 1.5, T|Rg|/|g| ≤ .15
-for the size of the gap (gates, known before the run; between lazy and rich no claim is made).
+**Assumptions** Plain gradient descent without momentum, decay ≪ T⁻¹, no clipping (gate: `kernel.plain`), no dropout, smooth activations; Tμ ≤ 1.5,
+T|Rg|/|g| ≤ .15 for the size of the gap (gates, known before the run; between lazy and rich no claim is made).
 
-**Where it fails** Between the regimes: a net with α = 1 and T|Rg|/|g| = .5 had a gap three times κ (the gap was still .05). Far beyond them κ saturates: over 80
-steps at .2 a decoder's gap reached .93 at a κ of .65. Adam's kernel is another one (Malladi's sign kernel) and is not measured here. Batches that change
-from step to step need a g averaged over rows.
+**Where it fails** Between the regimes: a net with α = 1 and T|Rg|/|g| = .5 had a gap three times κ (the gap was still .05). Far beyond them κ
+saturates: over 80 steps at .2 a decoder's gap reached .93 at a κ of .65. Adam's kernel is another one (Malladi's sign kernel) and is not measured here.
+Batches that change from step to step need a g averaged over rows.
 
 **Source** Chizat, Oyallon, Bach 2019 (arXiv 1812.07956), the scale α; Jacot et al. 2018; Malladi et al. 2023 (arXiv 2210.05643), fine-tuning as a kernel
 method. κ with its R term is derived above.

@@ -1,20 +1,22 @@
 """The learning rate above which training breaks down is foreseen from one gradient.
 
-**Statement** With AdamW at a constant rate, training diverges above a rate that is a fixed multiple of the distance d* at which a single step along the
-signs of the first gradient stops helping: η_max ≈ c · d*, with c the same for all models and tasks up to a factor of two.
+**Statement** With AdamW at a constant rate a run ends above the loss that it started from when the rate exceeds the distance d* at which one step along
+the signs of the first gradient, the fresh head's included, makes the loss 2.2 times what it was: η_max ≈ d*, up to a factor of two.
 
-**Derivation** Adam's first step moves every weight by η, whatever the gradient's size: u₁ = −η sign(g). Along that line the loss on rows that the
-gradient was not taken on falls, turns and comes back to its start at d*: −2 g·s / sᵀHs to second order, s = sign(g). Later steps are sums of
-normalised gradients m/√v whose coordinates are mostly noise: their part along s is smaller by the share of a coordinate's gradient that is signal, about
-1/√(batches that agree), so that many times d* can be walked before the same curvature is felt; c is that number, and it is measured, not derived.
+**Derivation** Adam moves every weight by about η a step, whatever the gradient's size: u₁ = −η sign(g). With β₁ = .9 later steps stay about that long in
+each weight, so at a constant rate the weights never come closer to anything than a step, and the loss of a run that goes nowhere is the loss at the
+typical distance of one step from wherever it is. For small η that lies below the start, for large η logits of size η·|features|₁ are thrown about and
+it lies above. A run's later steps are shorter than the first (m/√v is 1 at the first step and smaller wherever gradients disagree), so the rate at which
+its mean loss passes its start is the one at which the first step overshoots it by a factor; that factor, 2.2, is measured and not derived.
 
-**Assumptions** AdamW, constant rate, β₁ = .9, β₂ = .95, gradient norm clipped at 1, a batch of the size that the gradient was taken on or larger.
+**Assumptions** AdamW, constant rate, β₁ = .9, β₂ = .95, gradient norm clipped at 1, a batch of the size that the gradient was taken on or so.
 
-**Where it fails** Warm-up and decay move the ceiling up; a much larger batch makes steps more alike and moves it down. Within a build the law can only be
-refuted, not confirmed at its edge: a run far below the ceiling that stays stable says little, and the verdict says which side was seen.
+**Where it fails** Warm-up and decay move the ceiling up. It says where a run breaks, not which rate is best: good rates lie tens or hundreds of times
+lower (the plan takes them from the distance at which the first step helps most). Within a build it can only be refuted, not confirmed at its edge: a run
+far below the ceiling that stays stable says little, and the verdict says which side was seen.
 
 **Source** The rule 2/sharpness for gradient descent: Cohen et al. 2021 (arXiv 2103.00065); preconditioned: Cohen et al. 2022 (arXiv 2207.14484). Signs
-as Adam's first step: Balles and Hennig 2018 (arXiv 1705.07774). Answers what a builder needs: which rates not to try; and how the limit follows from the
+as Adam's first step: Balles and Hennig 2018 (arXiv 1705.07774). Answers what a builder needs, which rates not to try; and how the limit follows from the
 equations of gradient-based learning.
 """
 
@@ -27,15 +29,13 @@ from knowhow.types import Diagnosis, Prediction, Scored, Trace
 
 NAME = "learning-rate-ceiling"
 QUANTITY = "largest stable learning rate"
-MULTIPLE = 40.0
 FACTOR = 2.0
 
 
 def predict(diagnosis: Diagnosis) -> Sequence[Prediction]:
-    distance = fact(diagnosis, "line.ceiling")
-    if distance is None or not fact(diagnosis, "adam"):
+    value = fact(diagnosis, "start.ceiling")
+    if value is None or not fact(diagnosis, "adam"):
         return ()
-    value = MULTIPLE * distance
     return [predicted(NAME, QUANTITY, value, value / FACTOR, value * FACTOR, diagnosis)]
 
 

@@ -1,7 +1,7 @@
 """LoRA's first move is the full gradient seen through the random A, and AAᵀ − BᵀB is kept by every step.
 
 **Statement** For W + sBA with B = 0 at the start, plain gradient descent on the same rows gives B_K ≈ −ηK s G A₀ᵀ, G = ∂L/∂W at the base, while the
-first-order gain η K s²|G A₀ᵀ|² stays below 1% of the loss: direction, length, the split over modules and the columns' overlap with G's leading left
+first-order gain η K s²|G A₀ᵀ|² stays below .4% of the loss: direction, length, the split over modules and the columns' overlap with G's leading left
 singular space are known before training. And under any batch, at every step, the charge C = AAᵀ − BᵀB obeys exactly
 C′ = (1−ηλ)²C + η²(G_A G_Aᵀ − G_Bᵀ G_B), G_A = ∂L/∂A, G_B = ∂L/∂B.
 
@@ -17,11 +17,12 @@ So this answers why low rank and separated factors appear: the factors' Gram mat
 gradient of the whole matrix has, which is of low rank; and it follows from the equations of gradient-based learning alone.
 
 **Assumptions** Plain gradient descent without momentum (gate: `lora.plain`); for the direction the same rows at every step (fact `same_rows`), at least
-3 steps, and a predicted gain of at most 1% of the loss (gate); float32.
+3 steps, and a predicted gain of at most .4% of the loss (gate); float32.
 
 **Where it fails** Adam divides every entry by its size: the first update is a sign matrix, the modules' shares follow their sizes, the charge is not
-kept (control). With fresh rows of 48 sequences at every step the cosine falls to .94, for B follows the mean gradient, not the first. At 10% of the
-loss instead of 1% the cosine is .95 and falling: A has begun to move. Of modules with next to no gradient (queries and keys of a
+kept (control). With fresh rows of 48 sequences at every step the cosine falls to .94, for B follows the mean gradient, not the first. The gate is narrow, because A
+begins to move as the square of the time: at a predicted gain of .8% of the loss lengths were 2 to 8% above the law's, at 2.4% the cosine was .95, at 3.5% .91
+(a gate at 10%, as a first measurement on another model had suggested, does not hold here). Of modules with next to no gradient (queries and keys of a
 small decoder) the charge alone is below what float32 can show; modules are therefore taken together.
 
 **Source** LoRA-One, Zhang et al. 2025 (arXiv 2502.01235), the first step of B; Hu et al. 2021 for the parametrisation; balancedness: Du et al. 2018,
@@ -42,7 +43,7 @@ COSINE, LENGTH = "cosine of B and −s G A₀ᵀ, all modules", "length of B per
 SHARE, OVERLAP = "share of |B|² that this module holds", "overlap of B's columns with the gradient's leading left space, mean over modules"
 CHARGE = "how far AAᵀ − BᵀB is from its discrete law, relative to what the gradients moved"
 LEAST_COSINE, CHARGE_TOLERANCE, LENGTH_TOLERANCE, SHARE_TOLERANCE, OVERLAP_TOLERANCE = 0.98, 1e-3, 0.05, 0.02, 0.05
-GATE, LEAST = 0.01, 3
+GATE, LEAST = 0.004, 3
 
 
 def predict(diagnosis: Diagnosis) -> Sequence[Prediction]:
@@ -91,7 +92,7 @@ def _scored(predictions: Sequence[Prediction], trace: Trace, *, gated: bool) -> 
         elif prediction.quantity == CHARGE:
             found.append(_charge(prediction, trace, len(looked)))
         elif len(held) < LEAST:
-            found.append(not_applicable(prediction, f"{len(held)} steps with a predicted gain below {GATE:.0%} of the loss", inside=inside))
+            found.append(not_applicable(prediction, f"{len(held)} steps with a predicted gain below {GATE:.1%} of the loss", inside=inside))
         else:
             step = int(held[-1]["step"])
             found.append(compared(prediction, _measured(prediction, held[-1]), because=f"at step {step}, the last inside the gate", inside=inside))

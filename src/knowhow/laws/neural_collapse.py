@@ -15,8 +15,9 @@ is μ|Z|_*, μ = √(λ_W λ_H / C), the nuclear norm (the law `nuclear-norm`). 
 (3) Symmetry. F(PZPᵀ) = F(Z) for every relabelling P when classes are balanced; the average of a minimum over all P is then a minimum too, and only
 aI + b11ᵀ is invariant under all P. Cross-entropy does not feel a vector 1 added to a column, and projecting it out lowers the nuclear norm, so
 Z = a(I − 11ᵀ/C); the minimum is unique since ℓ is strictly convex once the vector 1 is projected out. For μ above a threshold a = 0.
-(4) Evenly shared: W = √a s U ᵀ-wise, that is M = √(a/s) U (I − 11ᵀ/C) and W = √(as) (I − 11ᵀ/C) Uᵀ with orthonormal U (d×C; rank C − 1 is enough).
+(4) Evenly shared: M = √(a/s) U (I − 11ᵀ/C) and W = √(as) (I − 11ᵀ/C) Uᵀ, s² = λ_H/(Cλ_W), U (d×C) orthonormal on the C − 1 dimensions that are used.
 Hence MᵀM ∝ I − 11ᵀ/C: equal lengths, cosine (−1/C)/(1 − 1/C) = −1/(C−1), and W parallel to Mᵀ.
+Where a normalisation fixes the size of the features, Σ|h_i|² is given instead of penalised: the same minimum, with λ_H as its multiplier.
 How fast: at a rate set by decay; e.g. the imbalance of W and M dies like e^{−2ηλt}. A short fine-tune has no time for it.
 What the mean cosine does not test: centred means sum to zero, so with equal lengths the mean cosine is −1/(C−1) whatever the angles. The standard deviation
 of the cosines and NC1 carry the weight of the evidence.

@@ -11,8 +11,8 @@ orthogonal on average. With m the running mean of ĝ, E|m|² = M = C(1−β)/(1+
 Momentum remembers gradients that were orthogonal to where w was, not to where it is. Let A = E[w·m] after a step; the fresh gradient adds nothing to
 it, so A = β E[w′·m] = β(aA − ηM), A = −βηM/(1 − βa). Put in, with |w′| = |w| at equilibrium:
     |w|² = η²M [1 + 2aβ/(1 − βa)] / (1 − a²)  →  ηC/2λ  for ηλ ≪ 1 − β,
-since [1 + 2β/(1−β)](1−β)/(1+β) = 1. The step across w has length η√M, so the angle is η√M/|w| → √(2ηλ(1−β)/(1+β)). The gap of |w|² to equilibrium
-falls as a²ᵗ ≈ e^(−2Σηλ). For a short run, decay multiplies what was there by Π(1−ηλ) ≥ 1 − Σηλ.
+since [1 + 2β/(1−β)](1−β)/(1+β) = 1. The part of the step across w has length η√(M − A²/|w|²), so the angle has that over |w| for its sine:
+→ η√M/|w| = √(2ηλ(1−β)/(1+β)). The gap of |w|² to equilibrium falls as a²ᵗ ≈ e^(−2Σηλ). For a short run, decay multiplies what was there by Π(1−ηλ) ≥ 1 − Σηλ.
 So this answers how what training does follows from the equations of gradient-based learning: length, which no loss asked for, is set by a balance of
 noise that lengthens and decay that shortens, and with it the rate at which features turn; that rate, not η, is the learning rate that such rows feel.
 
@@ -51,7 +51,8 @@ def equilibrium(lr: float, decay: float, momentum: float, fan_in: float) -> tupl
     kept = 1 - lr * decay
     update = fan_in * (1 - momentum) / (1 + momentum)
     length = lr * math.sqrt(update * (1 + 2 * kept * momentum / (1 - momentum * kept)) / (1 - kept**2))
-    return length, lr * math.sqrt(update) / length
+    inwards = momentum * lr * update / (1 - momentum * kept) / length
+    return length, math.asin(lr * math.sqrt(update - inwards**2) / length)
 
 
 def predict(diagnosis: Diagnosis) -> Sequence[Prediction]:

@@ -5,6 +5,7 @@ Weights and directions are dicts by parameter name. Shape letters: B batch, C ou
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -27,6 +28,15 @@ def like(found: Any, numbers: torch.Tensor) -> Any:
     return numbers if isinstance(found, torch.Tensor) else SimpleNamespace(logits=numbers)
 
 
+def along_tangent(call: Callable[[Weights], torch.Tensor], at: Weights, along: Weights) -> tuple[torch.Tensor, torch.Tensor]:
+    """(call(at), its derivative along `along`)."""
+    with warnings.catch_warnings():
+        # torch's own forward mode compiles some derivatives at its first use by a function that torch deprecates
+        warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)
+        value, tangent = jvp(call, (at,), (along,))
+    return value, tangent
+
+
 class Linearised(torch.nn.Module):
     """f(θ₀) + J(θ₀)Δ, with Δ by parameter name; differentiable in Δ, and called as the model is: with its inputs alone. The parameters not named in
     `start` stay what they are."""
@@ -42,7 +52,7 @@ class Linearised(torch.nn.Module):
             form.append(_call(model, weights, input_ids))
             return outputs(form[-1])
 
-        base, along = jvp(called, (self.start,), (self.moved,))
+        base, along = along_tangent(called, self.start, self.moved)
         return like(form[-1], base + along)
 
 
@@ -85,13 +95,13 @@ def bend(call: Callable[[Weights], torch.Tensor], loss: Callable[[torch.Tensor],
     gradient = dict(zip(free, torch.autograd.grad((answer * slope).sum(), list(free.values()), allow_unused=True, materialize_grads=True), strict=True))
 
     def first(at: Weights) -> torch.Tensor:
-        along: torch.Tensor = jvp(call, (at,), (gradient,))[1]
+        along: torch.Tensor = along_tangent(call, at, gradient)[1]
         return along
 
-    along, second = jvp(first, (start,), (gradient,))
+    along, second = along_tangent(first, start, gradient)
     free = {name: value.clone().requires_grad_() for name, value in start.items()}
     turned = torch.autograd.grad((first(free) * slope).sum(), list(free.values()), allow_unused=True, materialize_grads=True)
-    back = jvp(call, (start,), (dict(zip(start, turned, strict=True)),))[1]
+    back = along_tangent(call, start, dict(zip(start, turned, strict=True)))[1]
     size = sum(float(part.square().sum()) for part in gradient.values())
     turn = (sum(float(part.square().sum()) for part in turned) / size) ** 0.5
     return Bend(float((second + back).norm() / 2 / along.norm()), _curvature(loss, leaf, along.detach()) / size, turn)

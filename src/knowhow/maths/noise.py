@@ -20,4 +20,3 @@ def two_batch(small: float, large: float, sizes: tuple[float, float]) -> tuple[f
     """(tr Σ, |G|²), unbiased, from E|G_b|² = |G|² + tr Σ/b at two batch sizes (small one first)."""
     few, many = sizes
     return (small - large) / (1 / few - 1 / many), (many * large - few * small) / (many - few)
-

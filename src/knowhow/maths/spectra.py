@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+HUGE = 1e15
+"""Values whose squares float32 cannot hold are scaled before they are decomposed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -25,12 +28,14 @@ def spread(matrix_OI: torch.Tensor) -> Spread:
     matrix_OI = matrix_OI.detach().float()
     if not bool(torch.isfinite(matrix_OI).all()):
         return Spread(float("nan"), float("nan"), float("nan"))
-    values_R = torch.linalg.svdvals(matrix_OI)
+    largest = float(matrix_OI.abs().max())
+    scale = largest if largest > HUGE else 1.0
+    values_R = torch.linalg.svdvals(matrix_OI / scale)
     if not float(values_R[0]) > 0:
         return Spread(0.0, 0.0, 0.0)
     shares_R = values_R.double() / values_R.double().sum()
     entropy = -torch.special.xlogy(shares_R, shares_R).sum()
-    return Spread(float(values_R.norm()), float((values_R.norm() / values_R[0]) ** 2), float(entropy.exp()))
+    return Spread(scale * float(values_R.norm()), float((values_R.norm() / values_R[0]) ** 2), float(entropy.exp()))
 
 
 def kurtosis(values: torch.Tensor) -> float:

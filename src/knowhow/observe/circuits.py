@@ -54,9 +54,11 @@ class Circuits:
 
 
 def repeats(generator: torch.Generator, vocab: int, rows: int, length: int, segment: int, distance: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random tokens BT in which `segment` tokens come back once, at a random distance (or always at `distance`), and BT: where the token after each repeated one
-    first stood (−1: its next token is not repeated)."""
+    """Random tokens BT in which `segment` tokens come back once, at a random distance (or always at `distance`); the others differ where the vocabulary
+    suffices, so that nothing else repeats. And BT: where the token after each repeated one first stood (−1: its next token is not repeated)."""
     tokens_BT = torch.randint(vocab, (rows, length), generator=generator)
+    if vocab >= length:
+        tokens_BT = torch.rand(rows, vocab, generator=generator).argsort(1)[:, :length]
     farthest = length - segment
     distance_B = torch.randint(segment, farthest + 1, (rows,), generator=generator) if distance is None else torch.full((rows,), distance)
     start_B = (torch.rand(rows, generator=generator) * (farthest - distance_B + 1)).long()

@@ -44,6 +44,8 @@ class Geometry:
         features_ND = torch.cat([features for features, _ in read]).double().cpu()
         answers_N = torch.cat([logits.argmax(-1) for _, logits in read]).cpu()
         classes_N = torch.cat([classes for _, classes in seen]).cpu()
+        if not bool(torch.isfinite(features_ND).all()):
+            return
         found = geometry(features_ND, classes_N) | {"accuracy": float((answers_N == classes_N).double().mean())}
         if found["classes"] > 1 and head.out_features == found["classes"]:
             found["duality"] = duality(head.weight.detach().double().cpu(), features_ND, classes_N)

@@ -32,8 +32,8 @@ class LocalLearningCoefficient:
         n: float | None = None,
         fineness: float = 0.1,
         localisation: float = 1.0,
-        chains: int = 16,
-        draws: tuple[int, int] = (800, 1600),
+        chains: int = 24,
+        draws: tuple[int, int] = (800, 500),
     ) -> None:
         """`draws`: steps thrown away and steps kept."""
         self._due, self._since, self._limit, self._n = due, since, rows, n
@@ -55,7 +55,7 @@ class LocalLearningCoefficient:
             spec = Langevin(n, 1.0, self._localisation, chains=self._chains, burn=self._draws[0], draws=self._draws[1])
             step = self._fineness / (spec.temperature * _curvature(losses, start_P) + self._localisation)
             spec = Langevin(n, step, self._localisation, chains=self._chains, burn=self._draws[0], draws=self._draws[1])
-            generator = torch.Generator().manual_seed(info.step)
+            generator = torch.Generator().manual_seed(torch.initial_seed() + info.step)
             value, error = learning_coefficient(losses, start_P, spec, generator)
             now = float(losses(start_P[None])[0])
         row = {"step": info.step, "llc.value": value, "llc.error": error, "llc.loss": now, "llc.temperature": spec.temperature, "llc.step": step}

@@ -3,9 +3,10 @@
 Over all adapted modules together, after the update: `lora.time` Ση so far, `lora.plain` 1 where every factor moves by plain gradient descent,
 `lora.length` |B − B₀|, `lora.cosine` of B − B₀ and −∂L/∂B at the first look, `lora.cosine_other` the same with the rows of A₀ exchanged,
 `lora.predicted_gain` Ση·|∂L/∂B|² at the first look (nats), `lora.overlap` how far B's columns lie in the leading left singular space of the module's
-own gradient, mean over modules; per module `lora.<module>.share` of |B − B₀|². The charge C = AAᵀ − BᵀB against what its discrete law says of it,
-|C − C predicted| / |(ΔAAᵀ, ΔBᵀB)| with all modules stacked, Δ what gradients did beyond decay: `lora.charge`; `lora.charge_flow` with the flow's law, `lora.charge_sum` with AAᵀ + BᵀB in its
-stead. Those need every step: they stop at a step that was not looked at.
+own gradient, mean over modules; per module `lora.<module>.share` of |B − B₀|².
+The charge C = AAᵀ − BᵀB against what its discrete law says of it, |C − C predicted| / |(ΔAAᵀ, ΔBᵀB)| with all modules stacked, Δ what gradients did
+beyond decay: `lora.charge`; `lora.charge_flow` with the flow's law, `lora.charge_sum` with AAᵀ + BᵀB in its stead.
+Those need every step: they stop at a step that was not looked at.
 
 Shape letters: O outputs, I inputs, R rank.
 """

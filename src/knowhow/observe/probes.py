@@ -41,6 +41,8 @@ class Probes:
         with unnoticed(info.model), torch.no_grad():
             read = [self._read(inner, batch) for batch in batches]
         features = {layer: torch.cat([one[layer] for one in read]) for layer in range(body(inner).depth)}
+        if not all(bool(torch.isfinite(values_ND).all()) for values_ND in features.values()):
+            return
         labels = torch.cat([batch.labels for batch in batches if batch.labels is not None]).cpu()
         self._rows.append({"step": float(info.step)} | scores(features, labels, self._penalty))
 

@@ -59,7 +59,7 @@ def pretrain(recipe: PretrainRecipe, *, run: Path, root: Path, progress: Progres
     """Make the base described by `recipe` in `run`; going on where an earlier call stopped. `watch`: who looks besides. Returns the model folder."""
     with writing(run):
         run.mkdir(parents=True, exist_ok=True)
-    with nothing_from_nothing(run, lambda: watch is not nobody or checkpoint.find(run / "checkpoint") is not None):
+    with nothing_from_nothing(run, lambda: (run / "study").is_dir() or checkpoint.find(run / "checkpoint") is not None):
         return _make(recipe, run, root, progress, watch)
 
 

@@ -30,7 +30,8 @@ from knowhow.stages.common import Build
 from knowhow.stages.phase import Phase, phases
 from knowhow.types import Batch, Diagnosis, Measurement
 
-BATCH_TOKENS = 2048
+MOST_TOKENS, LEAST_TOKENS, SHARE = 2048, 256, 500
+"""A batch of the diagnosis has 1 in SHARE of the tokens that training will see, within these bounds: no build is diagnosed for longer than it trains."""
 PULLS, FRESH, READ = 8, 2, 10
 """Batches for gradients, other ones for losses along lines and without layers, and further ones that probes read."""
 GENERAL = 8
@@ -65,27 +66,29 @@ def diagnose(phase: Phase, build: Build) -> tuple[Diagnosis, dict[str, Any]]:
     phase = replace(phase, spec=phase.spec.model_copy(update={"method": "full", "compile": False, "drop_tokens": 0.0}), parent=build.base, number=0)
     loaded = phase.fresh()
     rows = phase.rows("train")
-    batches = some(rows, loaded.tokenizer.pad_token_id, build.recipe.seed, phase.language_model)
+    size = min(MOST_TOKENS, max(LEAST_TOKENS, length_of(phase, rows) * phase.spec.batch_tokens // SHARE))
+    batches = some(rows, loaded.tokenizer.pad_token_id, build.recipe.seed, phase.language_model, size)
     say = partial(build.progress, "diagnose")
     general = general_rows(build, loaded) if loaded.kind == "causal" else None
     with at_rest(loaded.model):
         subject = _subject(phase, rows, loaded, batches, general)
         found = settings(phase, build, rows)
         steps: list[Callable[[], list[Measurement]]] = []
+        found += line.from_the_start(subject)
         if phase.spec.objective == "classify":
             found += read_off(build, loaded, batches)
         pulled: list[gradients.Gradients] = []
-        steps += [
-            partial(_pulls, subject, pulled),
-            lambda: line.along_signs(subject, pulled[0]),
+        steps += [partial(_pulls, subject, pulled), lambda: line.along_signs(subject, pulled[0])]
+        looks = [
             partial(layers.skips, loaded.model, subject.objective, subject.fresh, metric="skip.task"),
             partial(layers.turns, loaded.model, subject.fresh[0]),
             partial(outliers.tails, loaded.model, subject.fresh[0]),
         ]
         if general is not None:
-            steps.append(partial(layers.skips, loaded.model, general[0], general[1][:1], metric="skip.general", parts=False))
+            looks.append(partial(layers.skips, loaded.model, general[0], general[1][:1], metric="skip.general", parts=False))
         if loaded.kind == "causal":
-            steps.append(partial(outliers.sinks, loaded.model, subject.fresh[0]))
+            looks.append(partial(outliers.sinks, loaded.model, subject.fresh[0]))
+        steps += [partial(_where_known, build, look) for look in looks]
         for at, step in enumerate(steps):
             say(at, len(steps))
             found += step()
@@ -104,9 +107,14 @@ def settings(phase: Phase, build: Build, rows: Rows) -> list[Measurement]:
         "schedule": mean_factor(spec), "units.rows": float(spec.objective == "classify"), "weight_decay": spec.weight_decay,
         "momentum": 0.9, "beta2": 0.95, "adam": 1.0, "clip": spec.clip,
         "rows": len(rows), "tokens": tokens, "batch_tokens": spec.batch_tokens, "warmup": spec.warmup, "classes": len(task.labels),
-        "steps": spec.steps or max(1, round((spec.epochs or 3.0) * tokens / spec.batch_tokens)),
+        "steps": length_of(phase, rows),
     }  # fmt: skip
     return [measured(RUN, name, float(value), "", 1) for name, value in facts.items()]
+
+
+def length_of(phase: Phase, rows: Rows) -> int:
+    """Optimizer steps of the phase; of one given in minutes, what three passes would take."""
+    return phase.spec.steps or max(1, round((phase.spec.epochs or 3.0) * int(rows.offsets[-1]) / phase.spec.batch_tokens))
 
 
 def mean_factor(spec: PhaseSpec) -> float:
@@ -133,6 +141,15 @@ def read_off(build: Build, loaded: load.Loaded, batches: Sequence[Batch]) -> lis
     return [*probes.by_layer(train, valid, kind, outputs, penalty=penalty), *probes.growth(train, valid, kind, outputs)]
 
 
+def _where_known(build: Build, look: Callable[[], list[Measurement]]) -> list[Measurement]:
+    """What a look finds; nothing, and a line in the log, for a model whose parts are not known: the laws that need it then do not apply."""
+    try:
+        return look()
+    except UsageError as error:
+        build.run.log(stage="diagnose", event="not measured", reason=str(error))
+        return []
+
+
 def _pulls(subject: Subject, kept: list[gradients.Gradients]) -> list[Measurement]:
     kept.append(gradients.gradients(subject))
     found = gradients.pull(subject, kept[0]) + gradients.noise(kept[0], len(subject.batches))
@@ -153,9 +170,9 @@ def _subject(phase: Phase, rows: Rows, loaded: load.Loaded, batches: Sequence[Ba
     return Subject(loaded.model, objective, batches[:PULLS], batches[PULLS : PULLS + FRESH], texts[0], texts[1], heads)
 
 
-def some(rows: Rows, pad: int, seed: int, language_model: bool) -> list[Batch]:
+def some(rows: Rows, pad: int, seed: int, language_model: bool, size: int = MOST_TOKENS) -> list[Batch]:
     """Microbatches of training rows, in the loop's own random order; fewer, shared, where the data are few."""
-    stream = TokenBudget(rows, BATCH_TOKENS, BATCH_TOKENS, pad, seed, language_model, 0.0)
+    stream = TokenBudget(rows, size, size, pad, seed, language_model, 0.0)
     wanted, found = PULLS + FRESH + READ, []
     for step, micro in enumerate(stream):
         found += list(micro)

@@ -39,6 +39,10 @@ class Phase:
     parent: str
 
     @property
+    def title(self) -> str:
+        return f"phase {self.number + 1} of {len(self.build.recipe.adapt)}, {self.spec.objective}"
+
+    @property
     def language_model(self) -> bool:
         return self.spec.objective in ("lm", "sft")
 

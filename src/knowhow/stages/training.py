@@ -30,8 +30,8 @@ PILOT_STEPS = 4
 VALIDATIONS = 10
 DEFAULT_EPOCHS = 3.0
 TRACE_ROWS = 200
-LOOKS, FORESEEN, GEOMETRIES = 32, 8, 4
-FORESEEN_ROWS = 4
+LOOKS, FORESEEN, GEOMETRIES = 32, 6, 4
+FORESEEN_ROWS = 8
 
 
 @dataclass
@@ -107,9 +107,7 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
     every = spec.evaluate_every or max(1, steps // VALIDATIONS)
     validate = validation(phase)
     loop = LoopSpec(steps, step, tokens, spec.clip, spec.precision)
-    observers = watch(steps)
-    everyone = [*observers, *phase.watchers(loaded, rows, steps, here)]
-    label = f"phase {phase.number + 1} of {len(phase.build.recipe.adapt)}, {spec.objective}, lr {lr:g}"
+    everyone = [*(observers := watch(steps)), *phase.watchers(loaded, rows, steps, here)]
     try:
         for info in train(loaded.model, phase.objective(rows, loaded), batches, optim, schedule(spec.schedule, steps, warmup=spec.warmup), loop, everyone):
             step = info.step
@@ -127,7 +125,7 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
             if step in checkpoint.kept_steps(spec.keep, steps):
                 (here / "kept").mkdir(exist_ok=True)
                 checkpoint.save_weights(here / "kept" / f"{step}.safetensors", loaded.model)
-            phase.build.progress(f"{label}, loss {info.loss:.3f}", step, steps)
+            phase.build.progress(f"{phase.title}, lr {lr:g}, loss {info.loss:.3f}", step, steps)
             if spec.patience is not None and best.since >= spec.patience:
                 break
             if step % spec.checkpoint_every == 0:

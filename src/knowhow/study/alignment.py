@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from knowhow.data.batch import IGNORE
+from knowhow.loop.step import to_device
+from knowhow.model.loaded import device_of
 from knowhow.observe.looking import trained, unnoticed
 from knowhow.protocols import Objective
 from knowhow.study.crossings import Row, highest, series, steepest
@@ -152,6 +154,7 @@ def scrambled(batch: Batch, generator: torch.Generator) -> Batch:
 
 
 def _descent(model: torch.nn.Module, objective: Objective, batch: Batch, parameters: Sequence[torch.Tensor]) -> Gradient:
+    batch = to_device(batch, device_of(model))
     loss = objective(model, batch)[0] / max(1e-12, objective.units(batch))
     return [-part for part in _gradient(loss, parameters)]
 

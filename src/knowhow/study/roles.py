@@ -55,5 +55,5 @@ def scores(model: torch.nn.Module, layer: int, length: int = 32) -> dict[str, to
     site = f"layers.{layer}.attn.pattern"
     with tap(inner, site, grad=torch.is_grad_enabled(), check=False) as seen:
         inner(input_ids=tokens_BT, attention_mask=torch.ones_like(tokens_BT))
-    pattern_BHTS = seen[site].float()
+    pattern_BHTS = seen[site]
     return {"previous": previous(pattern_BHTS), "induction": induction(pattern_BHTS, source_BT), "sink": pattern_BHTS[:, :, SETTLED:, 0].mean((0, 2))}

@@ -82,6 +82,7 @@ def specialist(recipe: Recipe, *, runs: Path, root: Path, resume: bool, progress
 
     def watch(phase: Phase, loaded: Loaded, rows: Rows, steps: int) -> Sequence[Any]:
         made.append(phase.build)
+        note_steps(phase.build, phase.number, steps)
         return of_phase(phase, loaded, rows, steps, phase.build.run.path("study"), offset_of(phase.build, phase.number))
 
     ended = ""
@@ -128,9 +129,16 @@ def kept_steps(run: Path) -> list[int]:
 
 
 def offset_of(build: Build, number: int) -> int:
-    """Steps of the phases before this one, as they were planned."""
-    plans = [build.run.path("adapt", f"phase-{earlier}", "plan.json") for earlier in range(number)]
-    return sum(int(read_json(path)["steps"]) for path in plans if path.is_file())
+    """Steps of the phases before this one, as they were planned when they were watched."""
+    path = build.run.path("study", "phases.json")
+    steps = read_json(path) if path.is_file() else {}
+    return sum(int(steps.get(str(earlier), 0)) for earlier in range(number))
+
+
+def note_steps(build: Build, number: int, steps: int) -> None:
+    """Keeps how many steps a phase has."""
+    path = build.run.path("study", "phases.json")
+    write_json(path, {**(read_json(path) if path.is_file() else {}), str(number): steps})
 
 
 def phase_at(build: Build, step: int) -> Phase:

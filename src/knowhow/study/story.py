@@ -177,7 +177,7 @@ def copying(rows: Sequence[Row]) -> list[Event]:
     gains = [(step, value - looks[0][1]) for step, value in looks]
     told = f"pairs that the context has shown before are {COPYING} nats cheaper, against fresh ones, than at the start"
     top = highest(gains)[1]
-    return [passed("repeated pairs", crossing(gains, COPYING), told, columns=names, otherwise=(top, f"repeated pairs gain at most {top:.2f} nats on fresh ones"))]
+    return [passed("repeated pairs", crossing(gains, COPYING), told, columns=names, otherwise=(top, f"repeated pairs gain at most {top:.2f} nats"))]
 
 
 def rank_columns(rows: Sequence[Row], metric: str, part: str | None = None) -> list[str]:

@@ -61,6 +61,16 @@ def test_triggers_copy_and_others_follow_the_chain() -> None:
     assert torch.allclose(found / found.sum(), chain(0, 6)[4], atol=0.06)
 
 
+def test_rows_without_a_beginning_are_the_same_rows_without_it() -> None:
+    at = system("backcopy", {"rows": 4, "begun": False, "length": 9}, 1)
+    batch = first(at)
+    assert batch.tokens_BT.shape == (4, 9)
+    assert int(batch.tokens_BT.min()) >= 1
+    rows, places = torch.nonzero(copies(batch.tokens_BT, 3, 1), as_tuple=True)
+    assert (batch.targets_BT[rows, places] == batch.tokens_BT[rows, places - 1]).all()
+    assert at.facts["begun"] == 0.0
+
+
 def test_the_backcopy_objective_splits_its_loss() -> None:
     at = system("backcopy", {"rows": 4}, 1)
     batch = first(at)
@@ -77,8 +87,8 @@ def test_entropies_of_chains_with_one_and_two_tokens_of_memory() -> None:
     unigram, bigram = entropies(table_VV[None])
     assert bigram == pytest.approx(entropy_rate(table_VV), rel=1e-4)
     assert bigram < unigram < torch.tensor(5.0).log()
-    assert entropies(torch.stack([table_VV, table_VV])) == pytest.approx((unigram, bigram), rel=1e-6)
-    assert entropies(torch.stack([table_VV, chain(1, 5)])) != pytest.approx((unigram, bigram), rel=1e-2)
+    assert entropies(torch.stack([table_VV] * 5)) == pytest.approx((unigram, bigram), rel=1e-6)
+    assert entropies(torch.stack([table_VV, *(chain(k, 5) for k in range(1, 5))])) != pytest.approx((unigram, bigram), rel=1e-2)
 
 
 def test_the_bigram_entropy_of_two_tokens_of_memory_is_that_of_its_rows() -> None:

@@ -14,7 +14,7 @@ KNOWN = {
     "bigram-floor": {"bigram_entropy": 2.0, "unigram_entropy": 3.0},
     "induction": {"layers": 2, "random_distance": 1, "copy_loss_blind": 3.4},
     "grokking": {"prime": 31, "weight_decay": 0.3},
-    "sinks": {"triggers": 3, "softmax": 1},
+    "sinks": {"triggers": 3, "softmax": 1, "begun": 1},
 }
 NAMES = list(KNOWN)
 
@@ -148,15 +148,15 @@ def test_waves_of_the_difference_fail() -> None:
     assert found.verdict == "violated"
 
 
-def test_a_sink_is_asked_of_a_softmax_that_is_needed_now_and_then() -> None:
-    sigmoid, unneeded = facts({"triggers": 3, "softmax": 0}), facts({"triggers": 0, "softmax": 1})
+def test_a_sink_is_asked_of_a_softmax_whose_rows_begin_alike() -> None:
+    sigmoid, unbegun = facts({"triggers": 3, "softmax": 0, "begun": 1}), facts({"triggers": 3, "softmax": 1, "begun": 0})
     assert set(said("sinks", resting(0.1)).values()) == {"violated"}
-    for known in (sigmoid, unneeded):
-        assert set(said("sinks", resting(0.02), known).values()) == {"confirmed"}
-        assert set(said("sinks", resting(0.6), known).values()) == {"violated"}
+    assert set(said("sinks", resting(0.02), sigmoid).values()) == {"confirmed"}
+    assert set(said("sinks", resting(0.6), sigmoid).values()) == {"violated"}
+    assert said("sinks", resting(0.6), unbegun) == {}
     assert sinks.score(sinks.whatever_the_weights(sigmoid), resting(0.02))[0].verdict == "violated"
-    assert sinks.score(sinks.whatever_the_need(unneeded), resting(0.02))[0].verdict == "violated"
-    assert list(sinks.whatever_the_weights(facts(KNOWN["sinks"]))) == []
+    assert sinks.score(sinks.wherever_rows_begin(unbegun), resting(0.1))[0].verdict == "violated"
+    assert list(sinks.whatever_the_weights(facts(KNOWN["sinks"]))) == list(sinks.wherever_rows_begin(facts(KNOWN["sinks"]))) == []
 
 
 def test_a_task_that_was_not_learnt_says_nothing_about_sinks() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,7 @@ def test_spread_against_its_definition():
     assert spread(torch.eye(4)).stable_rank == pytest.approx(4)
     assert spread(torch.ones(4, 3)).effective_rank == pytest.approx(1, abs=1e-4)
     assert spread(torch.zeros(3, 3)).stable_rank == 0
+    assert spread(matrix * 1e25).stable_rank == pytest.approx(found.stable_rank, rel=1e-5)
     assert np.isnan(spread(torch.full((2, 2), float("nan"))).norm)
 
 
@@ -179,7 +182,7 @@ def test_what_a_row_has_shown_before():
         tokens = whole[row].tolist()
         for at in range(29):
             assert bool(repeated[row, at]) == (tokens[at + 1] in tokens[: at + 1])
-            pairs = list(zip(tokens[:at], tokens[1 : at + 1]))
+            pairs = list(itertools.pairwise(tokens[: at + 1]))
             assert bool(copied[row, at]) == ((tokens[at], tokens[at + 1]) in pairs)
 
 

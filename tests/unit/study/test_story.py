@@ -77,8 +77,8 @@ def test_without_induction_heads_there_is_no_order():
 
 def test_n_gram_stages():
     rows = life(
-        ngrams_text_loss=[5, 4, 3, 2.5, 2.4, 1.9, 1.8, 1.7], **{"ngrams_text_loss_1": [2.9] * 8, "ngrams_text_loss_2": [2.0] * 8, "ngrams_text_loss_3": [1.0] * 8},
-        **{"ngrams_text_kl_1": [2, 1, 0.1, 0.5, 1, 2, 2, 2], "ngrams_text_kl_2": [3, 2, 1, 0.9, 0.8, 0.7, 0.6, 0.5]},
+        ngrams_text_loss=[5, 4, 3, 2.5, 2.4, 1.9, 1.8, 1.7], ngrams_text_loss_1=[2.9] * 8, ngrams_text_loss_2=[2.0] * 8, ngrams_text_loss_3=[1.0] * 8,
+        ngrams_text_kl_1=[2, 1, 0.1, 0.5, 1, 2, 2, 2], ngrams_text_kl_2=[3, 2, 1, 0.9, 0.8, 0.7, 0.6, 0.5],
     )  # fmt: skip
     assert (only(rows, "below unigram").before, only(rows, "below unigram").step) == (4, 8)
     assert only(rows, "below bigram").step == 32
@@ -93,7 +93,8 @@ def test_n_gram_stages():
 
 def test_ranks_are_those_of_weights_and_relative_to_the_start():
     rows = life(
-        spectra_a_stable__rank=[10, 10, 9.5, 8, 8, 8, 8, 8], spectra_b_stable__rank=[4, 4, 4, 3.4, 3.3, 3, 3, 3], spectra_a_gradient_stable__rank=[9, 1, 1, 1, 1, 1, 1, 1],
+        spectra_a_stable__rank=[10, 10, 9.5, 8, 8, 8, 8, 8], spectra_b_stable__rank=[4, 4, 4, 3.4, 3.3, 3, 3, 3],
+        spectra_a_gradient_stable__rank=[9, 1, 1, 1, 1, 1, 1, 1],
     )  # fmt: skip
     event = only(rows, "lower stable rank")
     assert event.step == 8
@@ -104,7 +105,8 @@ def test_ranks_are_those_of_weights_and_relative_to_the_start():
 
 def test_what_else_is_watched_for():
     rows = life(
-        sparsity_layers_0_small=[0.1, 0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3], outliers_layers_0_kurtosis=[3, 3, 3, 3, 30, 30, 30, 30], geometry_nc1=[1, 1, 0.5, 0.05, 0.04, 0.03, 0.03, 0.03],
+        sparsity_layers_0_small=[0.1, 0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3], outliers_layers_0_kurtosis=[3, 3, 3, 3, 30, 30, 30, 30],
+        geometry_nc1=[1, 1, 0.5, 0.05, 0.04, 0.03, 0.03, 0.03],
         probes_layers_1_score=[0.5, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], probes_layers_1_shuffled=[0.5] * 8, tokens_loss_fresh=[5, 5, 5, 5, 5, 5, 5, 5],
         tokens_loss_copied=[5, 5, 5, 4, 3, 3, 3, 3], loss=[5, 4.9, 4.8, 2, 2, 2, 2, 2],
     )  # fmt: skip
