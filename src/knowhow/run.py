@@ -45,11 +45,17 @@ SAYS = {
 """Which parts of the recipe each stage depends on; what it needs of earlier stages comes in by their digests."""
 
 
-Told = Callable[[str, Path], None]
-
-
 def _nothing(stage: str, folder: Path) -> None:
     """For whom nothing need be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What goes along with a flow: the estimate that was made, `told(stage, the run's folder)` called after each stage, who watches training besides."""
+
+    estimate: dict[str, Any] | None = None
+    told: Callable[[str, Path], None] = _nothing
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +70,10 @@ class RunResult:
 
 
 def build(
-    recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, estimate: dict[str, Any] | None = None,
-    told: Told = _nothing,
+    recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, beside: Beside = Beside()
 ) -> RunResult:  # fmt: skip
     """Run every stage. Raises GateError at the very end, with everything written, when a gate of the recipe's budget was not met."""
-    at = flow(recipe, runs=runs, resume=resume, start_from=start_from, progress=progress, root=root, estimate=estimate, told=told)
+    at = flow(recipe, runs=runs, resume=resume, start_from=start_from, progress=progress, root=root, beside=beside)
     manifest = read_json(at.run.path("package", "specialist", "knowhow.json"))
     failed = tuple(evaluate.gate(at))
     result = RunResult(at.run, at.run.path("package", "specialist"), at.run.path("report", "report.html"), str(manifest["digest"]), failed)
@@ -78,32 +83,38 @@ def build(
 
 
 def flow(
-    recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, estimate: dict[str, Any] | None = None,
-    until: str = "report", told: Told = _nothing, watch: Watch | None = None,
+    recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, until: str = "report", beside: Beside = Beside()
 ) -> Build:  # fmt: skip
-    """The stages up to `until`, each sealed; what a later build of the same recipe goes on from. `told(stage, run's folder)` is called after each."""
+    """The stages up to `until`, each sealed; what a later build of the same recipe goes on from."""
     asked = recipe.model_dump(mode="json")
     asked_digest = digest({"recipe": asked, "from": start_from and digest_folder(start_from)})
     run = open_run(runs, recipe.name, asked_digest, resume=resume)
     wanted = STAGES[: 1 + [name for name, _ in STAGES].index(until)]
     with run.lease(), nothing_from_nothing(run.folder, lambda: any(run.sealed(stage) for stage, _ in STAGES)):
         write_json(run.path("recipe.json"), asked)
-        if estimate is not None:
-            write_json(run.path("estimate.json"), estimate)
-        about = {"id": run.folder.name, "name": recipe.name, "knowhow": __version__, "recipe_sha256": asked_digest, "seed": recipe.seed, "stages": {}}
+        if beside.estimate is not None:
+            write_json(run.path("estimate.json"), beside.estimate)
+        later = {} if until == "report" else _later(run, {name for name, _ in wanted})
+        about = {"id": run.folder.name, "name": recipe.name, "knowhow": __version__, "recipe_sha256": asked_digest, "seed": recipe.seed, "stages": later}
         write_json(run.path("run.json"), about)
-        at = Build(recipe, run, root, progress, start_from, watch)
+        at = Build(recipe, run, root, progress, start_from, beside.watch)
         run.measure(root=str(root.resolve()), start_from=start_from and str(start_from.resolve()))
         earlier: dict[str, str] = {}
         for number, (name, work) in enumerate(wanted):
             progress(f"stage {name}", number, len(wanted))
             inputs = {"earlier": dict(earlier), "files": _files(at) if name == "data" else {}, **{part: asked[part] for part in SAYS[name]}}
             earlier[name] = run.stage(name, inputs, lambda folder, work=work: work(at, folder))
-            write_json(run.path("run.json"), {**about, "stages": {stage: {"digest": value} for stage, value in earlier.items()}})
-            told(name, run.folder)
+            write_json(run.path("run.json"), {**about, "stages": {**{stage: {"digest": value} for stage, value in earlier.items()}, **later}})
+            beside.told(name, run.folder)
         progress(f"stage {until}", len(wanted), len(wanted))
         finish.measured(at)
     return at
+
+
+def _later(run: Run, wanted: set[str]) -> dict[str, Any]:
+    """Stages behind the wanted ones that an earlier build of this run has finished."""
+    path = run.path("run.json")
+    return {name: value for name, value in read_json(path)["stages"].items() if name not in wanted} if path.is_file() else {}
 
 
 def _files(at: Build) -> dict[str, str]:

@@ -11,6 +11,7 @@ from knowhow.cli import app
 FROZEN = {
     "ask": "MODEL TEXT --pair --runs --json --quiet",
     "build": "RECIPE --set --resume --from --runs --yes --json --quiet",
+    "diagnose": "RECIPE --set --runs --json --quiet",
     "diff": "RUN RUN --runs --json --quiet",
     "doctor": "--json --quiet",
     "eval": "MODEL DATA --set --runs --json --quiet",
@@ -19,7 +20,9 @@ FROZEN = {
     "inspect": "DATA --set --json --quiet",
     "laws check": "LAW --seeds --model --data --json --quiet",
     "laws list": "--json --quiet",
+    "laws predict": "RECIPE --set --runs --json --quiet",
     "laws show": "LAW --json --quiet",
+    "plan": "RECIPE --set --runs --json --quiet",
     "look": "RUN WHAT --set --runs --json --quiet",
     "predict": "MODEL FILE --out --set --runs --json --quiet",
     "pretrain": "RECIPE --set --resume --runs --json --quiet",

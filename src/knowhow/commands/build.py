@@ -54,7 +54,7 @@ def build(path: Path, sets: Sequence[str], how: How, output: Output) -> None:
     asked, about = reading.expanded(recipe), dict(record)
     try:
         with output.progress() as progress:
-            result = run.build(asked, runs=how.runs, resume=how.resume, start_from=start, progress=progress, root=root, estimate=about, told=told(output))
+            result = run.build(asked, runs=how.runs, resume=how.resume, start_from=start, progress=progress, root=root, beside=run.Beside(about, told(output)))
     except GateError:
         # Everything is written when a gate fails; the run that was written last is this one.
         _tell(list_runs(how.runs)[-1].folder, output)

@@ -5,6 +5,7 @@ Shape letters: B rows, D inputs, K directions that matter, O outputs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,7 +21,7 @@ def layered(seed: int, sizes: Sequence[int], activation: Literal["tanh", "relu",
     """Linear layers of `sizes` (inputs first) with the activation between them, at torch's own start drawn from the seed."""
     torch.manual_seed(seed)
     layers: list[torch.nn.Module] = []
-    for inner, outer in zip(sizes, sizes[1:], strict=False):
+    for inner, outer in itertools.pairwise(sizes):
         layers += [torch.nn.Linear(inner, outer, bias=bias), ACTIVATIONS[activation]()]
     return torch.nn.Sequential(*layers[:-1])
 

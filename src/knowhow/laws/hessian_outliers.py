@@ -19,15 +19,16 @@ come near the outliers: hence "at most C". Classes that never occur have p ≈ 0
 **Assumptions** Gate: at least two looks with loss between .1 and .5. Above, p is nearly uniform and outliers have not grown; below, only the few rows still
 wrong have F_i ≠ 0, and they need not share a direction.
 
-**Where it fails** Narrow nets: with 32 hidden units the ratio inside the outliers can exceed the gap (one seed of five at C = 5: gap after 2 of 4). At three layers of
-32 the gap wavered between 2, 4 and 5. A net with one output has one outlier whatever the clusters of its inputs (the control).
-Far from collapse the number of outliers says nothing of how large they are.
+**Where it fails** Narrow nets: with 32 hidden units the ratio inside the outliers can exceed the gap (one seed of five at C = 5: gap after 2 of 4). At three
+layers of 32 the gap wavered between 2, 4 and 5. A net with one output has one outlier whatever the clusters of its inputs (the control). Far from collapse
+the number of outliers says nothing of how large they are.
 
 **Source** Sagun et al. 2017 (arXiv 1706.04454), number of outliers; Papyan 2019 (arXiv 1901.08244), three levels; Gauss–Newton split: Schraudolph 2002.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -55,7 +56,7 @@ def by_outputs(diagnosis: Diagnosis) -> Sequence[Prediction]:
 def widest(values: Sequence[float], most: int) -> int:
     """After how many of the falling `values` their ratio to the next is largest, among the first `most`; 0 where fewer than two are positive."""
     positive = [value for value in values if value > 0]
-    ratios = [above / below for above, below in zip(positive, positive[1:], strict=False)][:most]
+    ratios = [above / below for above, below in itertools.pairwise(positive)][:most]
     return ratios.index(max(ratios)) + 1 if ratios else 0
 
 

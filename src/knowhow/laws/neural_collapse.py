@@ -27,14 +27,16 @@ has acted since zero error for Σ ηλ ≥ 1 (with momentum μ of plain descent 
 
 **Where it fails** Shallow nets without normalisation: placing features is not equally cheap in all directions, so what the inputs looked like stays (two ReLU
 layers of 64 on these clusters: standard deviation of cosines .06–.14, NC1 .07–.08, and they stay there). Decay on the gains and biases of the
-normalisation as well: unstable late (standard deviation .07–.13 while NC1 falls to .003). Frozen features: not at all (the control). Unbalanced classes: small classes' heads
-fall together (Fang 2021), which is outside the gate.
+normalisation as well: unstable late (standard deviation .07–.13 while NC1 falls to .003). Frozen features: not at all (the control). Unbalanced classes:
+small classes' heads fall together (Fang 2021), which is outside the gate.
 
-**Source** Papyan, Han, Donoho 2020 (arXiv 2008.08186), NC1–NC3; the derivation follows Zhu et al. 2021 (arXiv 2105.02375) and Fang et al. 2021 (arXiv 2101.12699).
+**Source** Papyan, Han, Donoho 2020 (arXiv 2008.08186), NC1–NC3; the derivation follows Zhu et al. 2021 (arXiv 2105.02375) and Fang et al. 2021 (arXiv
+2101.12699).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from knowhow.laws.law import Control, Experiment, Law, compared, fact, not_applicable, predicted
@@ -78,16 +80,16 @@ def _shut(last: Mapping[str, float], looked: Sequence[Mapping[str, float]]) -> s
         return f"classes are unbalanced: the smallest has {last['geometry.balance']:.0%} of the rows of the largest"
     if not last["geometry.least"] >= LEAST:
         return f"a class has {last['geometry.least']:.0f} rows, too few to tell the spread inside it"
-    if not last["geometry.accuracy"] == 1.0:
+    if last["geometry.accuracy"] != 1.0:
         return f"training accuracy is {last['geometry.accuracy']:.1%}, not 100%"
     acted = decayed(looked)
     return "" if acted >= ACTED else f"since zero error, decay has acted for Σηλ = {acted:.2g}, less than {ACTED:.0f}: too short or too weak"
 
 
 def decayed(looked: Sequence[Mapping[str, float]]) -> float:
-    """Σ ηλ over the steps since the last look at which a row was answered wrongly."""
+    """Σ ηλ over the steps since the first look after the last one at which a row was answered wrongly."""
     total = 0.0
-    for before, after in zip(looked, looked[1:], strict=False):
+    for before, after in itertools.pairwise(looked):
         right = before["geometry.accuracy"] == 1.0 and after["geometry.accuracy"] == 1.0
         total = total + after["geometry.decay"] * (after["step"] - before["step"]) if right else 0.0
     return total

@@ -1,26 +1,26 @@
 """Sparse features share directions, dense ones do not, and how many share is known before training.
 
-**Statement** A narrow layer of 2 dimensions that must rebuild n features, each present with probability p, gives directions to as many of them as make the expected
-loss least among regular arrangements: 2 at right angles (dense), 4 in two opposite pairs (between), all 5 as a pentagon with cosines cos 72° = .309 and
-cos 144° = −.809 (sparse). Number, cosines (±.02) and lengths (±2%) follow from n, p and the importances.
-Why compositional features appear, and why they are not one to a neuron: what is rarely present at the same time can be kept in shared directions at the price
-of a little interference, so descent keeps more features than it has dimensions and each as a direction of its own, readable apart from the others.
+**Statement** A narrow layer of 2 dimensions that must rebuild n features, each present with probability p, gives directions to as many of them as make the
+expected loss least among regular arrangements: 2 at right angles (dense), 4 in two opposite pairs (between), all 5 as a pentagon with cosines cos 72° = .309
+and cos 144° = −.809 (sparse). Number, cosines (±.02) and lengths (±2%) follow from n, p and the importances. Why compositional features appear, and why they
+are not one to a neuron: what is rarely present at the same time can be kept in shared directions at the price of a little interference, so descent keeps more
+features than it has dimensions and each as a direction of its own, readable apart from the others.
 
 **Derivation** x̂ = ReLU(WᵀWx + b), loss Σ_i I_i E(x̂_i − x_i)², x_i uniform on 0…1 with probability p, else 0; w_i the columns of W.
 (1) Dropping a feature (w_i = 0, b_i its mean) costs its variance I_i (p/3 − p²/4).
 (2) Sparse: to first order in p at most one feature is present. Feature i with |w_i|² = 1 and b = 0 is rebuilt exactly, and it disturbs x̂_j by
-ReLU(w_i·w_j x_i): nothing when w_i·w_j ≤ 0. Opposite pairs on two orthogonal axes keep 4 features free of charge. The fifth then costs p/3 if dropped. In a pentagon
-every feature disturbs its two neighbours by cos 72° = .309: 5·2·(.309)²·p/3 = .955·p/3, already less than p/3; with longer directions and a negative
+ReLU(w_i·w_j x_i): nothing when w_i·w_j ≤ 0. Opposite pairs on two orthogonal axes keep 4 features free of charge. The fifth then costs p/3 if dropped. In a
+pentagon every feature disturbs its two neighbours by cos 72° = .309: 5·2·(.309)²·p/3 = .955·p/3, already less than p/3; with longer directions and a negative
 bias, which cuts small disturbances off, .54·p/3 at p = .05 and .24·p/3 at p = .001. So the pentagon wins, and by symmetry all angles are equal.
 (3) Denser: several at once. Disturbances add, an opposite partner masks (of a pair both present the ReLU returns only the difference), at order p². Each
-arrangement's loss has one length √a and one bias b: L_k(a, b) = Σ over present sets S of p^|S|(1−p)^{n−|S|} E_S Σ_i I_i (ReLU(a Σ_j cos_ij x_j + b) − x_i)², plus the
-dropped ones' variance; it is minimised over a and b by quadrature, for k = 2 at right angles (a = 1, b = 0: exact) and regular k-gons, k = 3 … n.
+arrangement's loss has one length √a and one bias b: L_k(a, b) = Σ over present sets S of p^|S|(1−p)^{n−|S|} E_S Σ_i I_i (ReLU(a Σ_j cos_ij x_j + b) − x_i)²,
+plus the dropped ones' variance; it is minimised over a and b by quadrature, for k = 2 at right angles (a = 1, b = 0: exact) and regular k-gons, k = 3 … n.
 (4) Dense, p = 1: outputs are seldom negative, the ReLU does nothing, and the best linear map of rank 2 is the projection on the two directions of most weighted
 variance (principal components): the 2 most important features at right angles, the others dropped.
 At importances .9^i the least L_k is k = 5 up to p ≈ .12, k = 4 up to .5, k = 3 in a narrow band, k = 2 from .6: a phase diagram without a fitted number.
 
-**Assumptions** Two dimensions and at most 8 features, independent, uniform when present; a run long enough to converge (gate: the directions' lengths changed by
-less than 5% between the last two looks).
+**Assumptions** Two dimensions and at most 8 features, independent, uniform when present; a run long enough to converge (gate: the directions' lengths changed
+by less than 5% between the last two looks).
 
 **Where it fails** Importances that differ bend the pentagon (.9^i: cosines off by .03, outside tolerance). Which features are dropped is chance where it costs
 little (p = .3: not always the least important). Near a change of phase both arrangements are found. Without a ReLU nothing is shared (the control).
@@ -93,7 +93,9 @@ def arranged(kept: int, features: int, probability: float, decay: float, draws: 
         errors = np.maximum(at[0] * mixed + at[1], 0) - inputs
         return float(weights @ (errors**2 @ importance[:kept]))
 
-    found = min((minimize(loss, first, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-8}) for first in ([1.0, 0.0], [1.3, -0.2])), key=lambda m: m.fun)
+    found = min(
+        (minimize(loss, first, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-8}) for first in ([1.0, 0.0], [1.3, -0.2])), key=lambda m: m.fun
+    )
     return Arrangement(kept, math.sqrt(max(0.0, float(found.x[0]))), float(found.fun) + dropped)
 
 

@@ -1,11 +1,12 @@
 """The product of a model's matrices, and how its factors share it.
 
-What laws/nuclear_norm.py reads: `factors.singular.k` of the product, largest first; `factors.nuclear` their sum; `factors.half_square` ½ Σ|W|² over the factors;
-`factors.imbalance` |W₁W₁ᵀ − W₂ᵀW₂|, over neighbours. Shape letters: R hidden width, D inputs, O outputs.
+What laws/nuclear_norm.py reads: `factors.singular.k` of the product, largest first; `factors.nuclear` their sum; `factors.half_square` ½ Σ|W|² over the
+factors; `factors.imbalance` |W₁W₁ᵀ − W₂ᵀW₂|, over neighbours. Shape letters: R hidden width, D inputs, O outputs.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
@@ -34,7 +35,7 @@ class Factors:
         row = {"step": info.step, "factors.nuclear": sum(singular)}
         row |= {f"factors.singular.{k + 1}": value for k, value in enumerate(singular)}
         row["factors.half_square"] = sum(float(matrix.square().sum()) for matrix in matrices) / 2
-        gaps = [first @ first.T - second.T @ second for first, second in zip(matrices, matrices[1:], strict=False)]
+        gaps = [first @ first.T - second.T @ second for first, second in itertools.pairwise(matrices)]
         row["factors.imbalance"] = sum(float(gap.square().sum()) for gap in gaps) ** 0.5
         self._rows.append(row)
 

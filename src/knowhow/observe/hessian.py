@@ -19,13 +19,15 @@ from knowhow.types import StepInfo
 class Hessian:
     """Satisfies Observer. `largest`: how many eigenvalues are kept; `lanczos`: steps, some times as many; `rows`: of the first microbatch (None: all).
 
-    `between`: losses of the step between which it looks at all; `step`: None takes the exact Hessian-vector product, which needs a loss that can be differentiated twice; a number takes differences of gradients at that
-    distance. Cost: 2 to 4 passes of the rows and one vector of weights held per Lanczos step."""
+    `between`: losses of the step between which it looks at all; `step`: None takes the exact Hessian-vector product, which needs a loss that can be
+    differentiated twice; a number takes differences of gradients at that distance. Cost: 2 to 4 passes of the rows and one vector of weights held per Lanczos
+    step."""
 
     name = "hessian"
 
-    def __init__(self, due: When, largest: int = 20, lanczos: int = 60, rows: int | None = None, between: tuple[float, float] | None = None,
-                 step: float | None = None) -> None:
+    def __init__(
+        self, due: When, largest: int = 20, lanczos: int = 60, rows: int | None = None, between: tuple[float, float] | None = None, step: float | None = None
+    ) -> None:
         self.due = due
         self._largest, self._lanczos, self._limit, self._step = largest, lanczos, rows, step
         self._between = between or (-math.inf, math.inf)

@@ -87,7 +87,7 @@ def specialist(recipe: Recipe, *, runs: Path, root: Path, resume: bool, progress
 
     ended = ""
     try:
-        build = flow.flow(recipe, runs=runs, resume=resume, start_from=None, progress=progress, root=root, until="adapt", watch=watch)
+        build = flow.flow(recipe, runs=runs, resume=resume, start_from=None, progress=progress, root=root, until="adapt", beside=flow.Beside(watch=watch))
     except UsageError as error:
         if not made:
             raise

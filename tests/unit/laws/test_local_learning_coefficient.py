@@ -60,7 +60,9 @@ def test_the_law_predicts_from_the_shape_and_wrong_counts_fail() -> None:
     assert predict(facts({"classes": 3})) == counted(facts({"classes": 3})) == identified(facts({"classes": 3})) == ()
 
 
-@pytest.mark.parametrize("row", [{}, {"llc.value": -3.0, "llc.error": 0.1}, {"llc.value": 11.5, "llc.error": 2.0}, {"llc.value": float("nan"), "llc.error": 0.1}])
+@pytest.mark.parametrize(
+    "row", [{}, {"llc.value": -3.0, "llc.error": 0.1}, {"llc.value": 11.5, "llc.error": 2.0}, {"llc.value": float("nan"), "llc.error": 0.1}]
+)
 def test_no_verdict_without_a_minimum_or_with_chains_that_disagree(row: dict[str, float]) -> None:
     (only,) = score(predict(facts(SINGULAR)), Trace(({"step": 1, **row},)))
     assert only.verdict == "not applicable"

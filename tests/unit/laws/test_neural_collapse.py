@@ -64,5 +64,6 @@ def test_nothing_is_confirmed_without_numbers() -> None:
 
 
 def test_decay_counts_from_the_last_error_on() -> None:
-    looked = [{"step": step, "geometry.accuracy": right, "geometry.decay": 0.1} for step, right in ((1, 1.0), (11, 0.9), (21, 1.0), (31, 1.0))]
-    assert decayed(looked) == pytest.approx(2.0)
+    looked = [{"step": step, "geometry.accuracy": right, "geometry.decay": 0.1} for step, right in ((1, 1.0), (9, 1.0), (11, 0.9), (21, 1.0), (31, 1.0))]
+    assert decayed(looked) == pytest.approx(1.0)
+    assert decayed(looked[:2]) == pytest.approx(0.8)

@@ -26,7 +26,6 @@ def trace(kept: int, length: float, turned: float = 0.0) -> Trace:
     return Trace(({"step": 900, **row}, {"step": 1000, **row}))
 
 
-
 def test_the_pentagon_has_the_published_cosines() -> None:
     assert cosines(5) == pytest.approx([-0.80902] * 5 + [0.30902] * 5, abs=1e-5)
     assert cosines(4) == pytest.approx([-1, -1, 0, 0, 0, 0], abs=1e-12)

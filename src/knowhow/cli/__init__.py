@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from knowhow import __version__
+from knowhow.cli import laws, runs
+from knowhow.cli.options import RUNS, Data, DataSets, Json, Model, Quiet, RecipePath, Runs, Sets, Yes
 
 app = typer.Typer(
     name="knowhow",
@@ -18,22 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-runs_app = typer.Typer(help="The runs there are: list, remove, tidy up.", rich_markup_mode=None)
-app.add_typer(runs_app, name="runs")
-laws_app = typer.Typer(help="The laws of learning: list, show, check.", rich_markup_mode=None)
-app.add_typer(laws_app, name="laws")
-
-Json = Annotated[bool, typer.Option("--json", envvar="KNOWHOW_JSON", help="JSON lines on stdout and nothing else there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", envvar="KNOWHOW_QUIET", help="Results and errors only.")]
-Runs = Annotated[Path, typer.Option("--runs", envvar="KNOWHOW_RUNS", help="Folder that holds the runs.")]
-Yes = Annotated[bool, typer.Option("--yes", envvar="KNOWHOW_YES", help="Ask nothing.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe, e.g. adapt.0.lr=1e-4 (again for more).")]
-DataSets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of `data`, e.g. fields.text=body (again for more).")]
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML); `knowhow init` writes one.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A specialist's folder, or the name of a run.")]
-Data = Annotated[str, typer.Argument(metavar="DATA", help="A file, a `datasets` folder or a hub id.")]
-LawName = Annotated[str, typer.Argument(metavar="LAW", help="A law's name; `knowhow laws list` shows them.")]
-RUNS = Path("runs")
+app.add_typer(runs.app, name="runs")
+app.add_typer(laws.app, name="laws")
 
 
 def _version(wanted: bool) -> None:
@@ -203,83 +191,6 @@ def diff(
     from knowhow.commands.output import Output
 
     command.diff(first, second, runs, Output(json, quiet))
-
-
-@runs_app.command("ls")
-def runs_ls(runs: Runs = RUNS, json: Json = False, quiet: Quiet = False) -> None:
-    """List the runs, oldest first."""
-    from knowhow.commands import runs as command
-    from knowhow.commands.output import Output
-
-    command.ls(runs, Output(json, quiet))
-
-
-@runs_app.command("rm")
-def runs_rm(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs.")],
-    runs: Runs = RUNS,
-    yes: Yes = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Remove runs."""
-    from knowhow.commands import runs as command
-    from knowhow.commands.output import Output
-
-    command.rm(names, runs, yes, Output(json, quiet))
-
-
-@runs_app.command("gc")
-def runs_gc(runs: Runs = RUNS, yes: Yes = False, json: Json = False, quiet: Quiet = False) -> None:
-    """Remove temporary files and runs that never got anywhere."""
-    from knowhow.commands import runs as command
-    from knowhow.commands.output import Output
-
-    command.gc(runs, yes, Output(json, quiet))
-
-
-@laws_app.command("list")
-def laws_list(json: Json = False, quiet: Quiet = False) -> None:
-    """List the laws, what each answers, and how it was judged."""
-    from knowhow.commands import laws as command
-    from knowhow.commands.output import Output
-
-    command.list_laws(Output(json, quiet))
-
-
-@laws_app.command("show")
-def laws_show(law: LawName, json: Json = False, quiet: Quiet = False) -> None:
-    """Show a law: statement, derivation, experiments, judgement."""
-    from knowhow.commands import laws as command
-    from knowhow.commands.output import Output
-
-    command.show(law, Output(json, quiet))
-
-
-@laws_app.command("predict")
-def laws_predict(recipe: RecipePath, sets: Sets = None, runs: Runs = RUNS, json: Json = False, quiet: Quiet = False) -> None:
-    """Predict, by every law, what a build will do."""
-    from knowhow.commands import build as command
-    from knowhow.commands import plan as planning
-    from knowhow.commands.output import Output
-
-    planning.predict(recipe, sets or [], command.How(resume=True, start=None, runs=runs, yes=True), Output(json, quiet))
-
-
-@laws_app.command("check")
-def laws_check(
-    law: LawName,
-    seeds: Annotated[str, typer.Option("--seeds", help="Seeds to run, such as 0,1,2 or 0-4.")] = "0,1,2",
-    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Your own language model, in place of the law's.")] = None,
-    data: Annotated[str | None, typer.Option("--data", metavar="DATA", help="Texts to train it on (the formats of `build`).")] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Put a law to the test: its experiments and its controls."""
-    from knowhow.commands import laws as command
-    from knowhow.commands.output import Output
-
-    command.check(law, seeds, command.Yours(model, data), Output(json, quiet))
 
 
 @app.command()
