@@ -1,4 +1,4 @@
-"""The Noether ledger on real models: python bench/charges.py [--looks 8] [--only twin …]
+"""The Noether ledger on real models: python bench/charges.py [--looks 5] [--only twin …]
 
 Per model, rate, decay and rows in a batch: the largest residual of the discrete law over all sites and looks, by kind of charge, judged (rounding of the
 weights taken back) and as stored; the two wrong charges; the flow limit at the end; seconds of the run (wall, and of one thread), warm-up among them.
@@ -23,7 +23,7 @@ from knowhow.laws.law import Experiment, columns, values
 
 RESULTS = Path(__file__).parent / "results" / "charges.jsonl"
 KINDS = ("vo", "qk", "up_down", "norm_gain")
-STEPS = {"seedling": 8}
+STEPS = {"seedling": 6}
 
 
 def models() -> dict[str, dict[str, Any]]:
@@ -38,7 +38,7 @@ def models() -> dict[str, dict[str, Any]]:
 
 def settings(name: str) -> Iterator[tuple[float, float, int]]:
     """Rate, decay, rows of a batch."""
-    large = 4 if name == "seedling" else 16
+    large = 4 if name == "seedling" else 8
     for rate, rows in ((0.05, 1), (0.05, large), (0.003, large)):
         for decay in (0.0, 0.05):
             yield rate, decay, rows
@@ -66,7 +66,7 @@ def measured(name: str, options: dict[str, Any], rate: float, decay: float, rows
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--looks", type=int, default=8)
+    parser.add_argument("--looks", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=None)
     asked = parser.parse_args()
     torch.set_num_threads(1)

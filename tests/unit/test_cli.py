@@ -205,5 +205,5 @@ def test_a_closed_pipe_is_quiet() -> None:
 def test_every_command_has_json_and_quiet() -> None:
     group: Callable[..., object] = typer.main.get_command(app)
     for name, command in group.commands.items():  # type: ignore[attr-defined]
-        for inner in command.commands.values() if name == "runs" else [command]:
+        for inner in command.commands.values() if name in ("runs", "laws") else [command]:
             assert {"--json", "--quiet"} <= {option for parameter in inner.params for option in parameter.opts}, name

@@ -11,6 +11,8 @@ import torch
 
 from knowhow.experiments.system import CrossEntropy, MeanSquare, System, fixed, numbers
 
+DEPTH = 2
+
 
 def rows_of(seed: int, sizes: Sequence[int], dim: int, separation: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs ND and classes N: class c has `sizes[c]` rows around a centre drawn from `separation` × a normal, spread 1 in each direction."""
@@ -39,7 +41,6 @@ def clusters(
     per_class: int = 40,
     separation: float = 1.0,
     width: int = 64,
-    depth: int = 2,
     normalised: bool = False,
     outputs: int | None = None,
     target: str = "class",
@@ -52,7 +53,7 @@ def clusters(
     dim = 20
     inputs_ND, classes_N = rows_of(seed, [per_class] * classes, dim, separation)
     heads = 1 if target == "number" else outputs or classes
-    model = net(seed, dim, width, depth, heads, normalised=normalised)
+    model = net(seed, dim, width, DEPTH, heads, normalised=normalised)
     facts = {"classes": classes, "outputs": heads, "width": width, "rows": len(classes_N)}
     if target == "number":
         index_N = classes_N.float()

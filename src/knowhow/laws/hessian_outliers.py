@@ -20,8 +20,7 @@ come near the outliers: hence "at most C". Classes that never occur have p ≈ 0
 wrong have F_i ≠ 0, and they need not share a direction.
 
 **Where it fails** Narrow nets: with 32 hidden units the ratio inside the outliers can exceed the gap (one seed of five at C = 5: gap after 2 of 4). At three
-layers of 32 the gap wavered between 2, 4 and 5. A net with one output has one outlier whatever the clusters of its inputs (the control). Far from collapse
-the number of outliers says nothing of how large they are.
+layers of 32 the gap wavered between 2, 4 and 5. A net with one output has one outlier whatever the clusters of its inputs (the control).
 
 **Source** Sagun et al. 2017 (arXiv 1706.04454), number of outliers; Papyan 2019 (arXiv 1901.08244), three levels; Gauss–Newton split: Schraudolph 2002.
 """

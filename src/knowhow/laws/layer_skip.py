@@ -67,6 +67,8 @@ def score(predictions: Sequence[Prediction], trace: Trace) -> Sequence[Scored]:
 def _order(one: Prediction, before: Sequence[float], after: Sequence[float]) -> Scored:
     if len(before) < LEAST_LAYERS:
         return not_applicable(one, f"{len(before)} layers; an order of fewer than {LEAST_LAYERS} says nothing")
+    if len(set(before)) < 2 or len(set(after)) < 2:
+        return not_applicable(one, "every layer costs the same, so there is no order")
     value = float(spearmanr(before, after).statistic)
     return Scored(one, value, value - one.value, "confirmed" if value >= one.low else "violated", f"{len(before)} layers")
 

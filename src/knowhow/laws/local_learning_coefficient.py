@@ -3,7 +3,7 @@
 **Statement** Round a minimum w*, λ̂ = nβ(E_β[L] − L(w*)), with the mean over exp(−nβL − ½γ|w − w*|²) and β = 1/ln n, agrees within 10% with the exact learning
 coefficient where that is known: d/2 for a regular model of d weights, Aoyagi and Watanabe's formula for reduced-rank regression.
 Why low rank and separated factors appear: a solution of lower rank has a smaller λ, so its neighbourhood holds far more of the weights that fit (volume of
-loss < ε goes like ε^λ), and both Bayesian learning and noisy descent prefer it by λ ln n nats.
+loss < ε goes like ε^λ), and learning that samples weights by their loss, as descent with noise does here, prefers it by the difference of λ times ln n nats.
 
 **Derivation** Let K = L − L(w*) ≥ 0 near w*, and V(ε) the volume of weights with K < ε. For a regular model K is a quadratic form of d weights and
 V ∝ ε^{d/2}. In general V ∝ ε^λ (ln 1/ε)^{m−1} with rational λ ≤ d/2 (Watanabe; resolution of singularities).
@@ -19,9 +19,10 @@ and γ is weak beside nβ × curvature. Truth within the model and no noise in t
 
 **Where it fails** Localisation: γ = 100 instead of 1 ties the flat directions down and loses half of λ (the control); γ = 10 loses a sixth.
 Chains that start at a singular point leave it slowly: with 400 steps before the first draw (5, 5, 5, rank 2) came out 8% low, with 800 5%. Too large a step:
-each quadratic direction is sampled 1/(1 − ¼ε nβh) too wide; a first sampler was 6–8% high for that reason. λ is a limit in n; at n = 1000 the term (m−1)/ln
-nβ is still −.2 where m = 2. A point of the set of minima away from its most singular part has its own, larger λ; small initial weights lead near that part.
-On a transformer there is no exact value to compare with: there λ̂ is a relative measure, and only where this law holds for the sampler in use.
+each quadratic direction is sampled 1/(1 − ¼ε nβh) too wide; a first sampler, 6–8% high throughout, may have been so for that reason. λ is a limit in n; at n
+= 1000 the term (m−1)/ln nβ is still −.2 where m = 2. A point of the set of minima away from its most singular part has its own, larger λ; small initial
+weights lead near that part. On a transformer there is no exact value to compare with: there λ̂ is a relative measure, and only where this law holds for the
+sampler in use.
 
 **Source** Watanabe 2013 (WBIC, JMLR 14); Lau et al. 2023 (arXiv 2308.12108), estimator; Aoyagi and Watanabe 2005 (Neural Networks 18:924), reduced rank.
 """

@@ -20,10 +20,10 @@ gradient of the whole matrix has, which is of low rank; and it follows from the 
 3 steps, and a predicted gain of at most .4% of the loss (gate); float32.
 
 **Where it fails** Adam divides every entry by its size: the first update is a sign matrix, the modules' shares follow their sizes, the charge is not
-kept (control). With fresh rows of 48 sequences at every step the cosine falls to .94, for B follows the mean gradient, not the first. The gate is narrow, because A
-begins to move as the square of the time: at a predicted gain of .8% of the loss lengths were 2 to 8% above the law's, at 2.4% the cosine was .95, at 3.5% .91
-(a gate at 10%, as a first measurement on another model had suggested, does not hold here). Of modules with next to no gradient (queries and keys of a
-small decoder) the charge alone is below what float32 can show; modules are therefore taken together.
+kept (control). With fresh rows of 48 sequences at every step the cosine falls to .94, for B follows the mean gradient, not the first. The gate is narrow,
+because A begins to move as the square of the time: at a predicted gain of .8% of the loss lengths were 2 to 8% above the law's, at 2.4% the cosine was
+.95, at 3.5% .91 (a gate at 10%, as a first measurement on another model had suggested, does not hold here). Of modules with next to no gradient (queries
+and keys of a small decoder) the charge alone is below what float32 can show; modules are therefore taken together.
 
 **Source** LoRA-One, Zhang et al. 2025 (arXiv 2502.01235), the first step of B; Hu et al. 2021 for the parametrisation; balancedness: Du et al. 2018,
 Arora et al. 2018. The discrete charge of LoRA is derived above.

@@ -22,7 +22,8 @@ in R hidden units overlap by about R^−½, so a wide hidden layer will do); the
 
 **Where it fails** In a narrow layer with a random start modes share hidden directions, and a strong mode that is being learned takes room from the weak
 ones: with as many hidden units as modes (six) the third mode came up to 18% late, while with 100 hidden units every mode came within 1%. With one
-layer there are no plateaus at all (u = s(1 − e^{−st}); control), and with momentum or Adam time is another. Nonlinear networks follow it only in so far as they are linear in the modes concerned.
+layer there are no plateaus at all (u = s(1 − e^{−st}); control), and with momentum or Adam time is another. Nonlinear networks follow it only in so far
+as they are linear in the modes concerned.
 
 **Source** Saxe, McClelland and Ganguli 2014 (arXiv 1312.6120), section 1.2: the two-layer equations for aligned modes and their logistic solution.
 """

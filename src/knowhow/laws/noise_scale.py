@@ -16,10 +16,10 @@ So this answers how the pace of learning follows from the equations of gradient-
 target; draws are independent. For the estimators: at least 4 looks.
 
 **Where it fails** At one rate for both sizes (control): below the best rate, doubling the batch saves little, for noise was not what limited the steps.
-Where a few sharp directions limit the rate B and B_noise part: with a
-normal number to learn of each input instead of an even one, one seed in five, whose scale was three times the others', was 12 and 17% off. The scale grows as the loss falls (17 after 10 steps of a small decoder,
-80 after 40), so a batch chosen at the start is too small later. Adam's preconditioner changes both. With one run there is nothing to compare a batch
-with: in a build the saving is a prediction for the next one.
+Where a few sharp directions limit the rate B and B_noise part: with a normal number to learn of each input instead of an even one, one seed in five,
+whose scale was three times the others', was 12 and 17% off. The scale grows as the loss falls (17 after 10 steps of a small decoder, 80 after 40), so a
+batch chosen at the start is too small later. Adam's preconditioner changes both. With one run there is nothing to compare a batch with: in a build the
+saving is a prediction for the next one.
 
 **Source** McCandlish, Kaplan, Amodei et al. 2018 (arXiv 1812.06162), equations 2.5 to 2.9 and appendix A.1.
 """

@@ -23,7 +23,7 @@ second moment forgets ten times faster than the length changes (gate: 2ηλ ≤ 
 **Where it fails** Rows whose length matters (no normalisation behind them) settle elsewhere: the control (23% shorter
 on labels that are all noise; on labels without noise growth by the signal happens to make up for it). With β2 near 1 the second moment lags behind
 gradients that grow as 1/|w|: with β2 = .999 and ηλ = 1e-3 the length was 11% short after Σηλ = 4. With β2 = .95 the second moment holds some of the
-gradient that it divides, which takes 2 to 4% off the length. Warm-up and cosine rates never reach one equilibrium. Learned gains and biases have none.
+gradient that it divides, which takes 1 to 4% off the length. Warm-up and cosine rates never reach one equilibrium. Learned gains and biases have none.
 
 **Source** Kosson, Messmer, Jaggi 2023 (arXiv 2305.17212), the AdamW row of its table of equilibria; the terms in a are ours.
 """

@@ -23,8 +23,8 @@ At importances .9^i the least L_k is k = 5 up to p ≈ .12, k = 4 up to .5, k = 
 by less than 5% between the last two looks).
 
 **Where it fails** Importances that differ bend the pentagon (.9^i: cosines off by .03, outside tolerance). Which features are dropped is chance where it costs
-little (p = .3: not always the least important). Near a change of phase both arrangements are found. Without a ReLU nothing is shared (the control).
-Equal importances at p = 1 leave the plane free. More dimensions have many more arrangements than polygons.
+little (p = .3: not always the least important). Close to a change of phase the arrangements cost nearly the same, and either may be found (not tried).
+Without a ReLU nothing is shared (the control). Equal importances at p = 1 leave the plane free. More dimensions have many more arrangements than polygons.
 
 **Source** Elhage et al. 2022, Toy Models of Superposition (arXiv 2209.10652); the losses L_k are computed here.
 """

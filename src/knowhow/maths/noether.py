@@ -40,6 +40,7 @@ Shape letters: R rows of a factor, N and P its columns, S sets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -55,14 +56,23 @@ def product(x_RN: Tensor, y_RN: Tensor, labels: Labels) -> Tensor:
     if labels is None:
         both_RR = x_RN @ y_RN.T
         return (both_RR + both_RR.T) / 2
-    sets = torch.tensor(labels, device=x_RN.device)
-    return x_RN.new_zeros(int(sets.max()) + 1).index_add_(0, sets, (x_RN * y_RN).sum(1))
+    sets, count = _sets(tuple(labels))
+    rows_R = torch.einsum("rn,rn->r", x_RN, y_RN)
+    return x_RN.new_zeros(count).index_add_(0, sets.to(x_RN.device), rows_R)
+
+
+def halves(x: Pair, y: Pair, labels: Labels) -> Pair:
+    """Both terms of ⟨x,y⟩, the left factors' and the right ones'."""
+    return product(x[0], y[0], labels), None if x[1] is None or y[1] is None else product(x[1], y[1], labels)
+
+
+def difference(terms: Pair) -> Tensor:
+    return terms[0] if terms[1] is None else terms[0] - terms[1]
 
 
 def charge(x: Pair, y: Pair, labels: Labels) -> Tensor:
     """⟨x,y⟩ = xᵀMy, RR or S: of weights with themselves the charge, of weights and gradients what (1) says is 0."""
-    left = product(x[0], y[0], labels)
-    return left if x[1] is None or y[1] is None else left - product(x[1], y[1], labels)
+    return difference(halves(x, y, labels))
 
 
 def descended(weights: Pair, gradients: Pair, labels: Labels, rate: float, decay: float) -> Tensor:
@@ -99,10 +109,14 @@ def turnover(before: Pair, after: Pair, labels: Labels) -> float:
     """|ΔA| + |ΔB|: how far both halves of the charge moved, the measure of a residual; `before` are the weights that decay alone would have left, so that
     a decay larger than the step hides nothing. One factor alone has no second half to cancel, and its own change is what must vanish: there
     2|A||A' − A| by set, what a step of that length could have changed."""
-    (a, b), (c, d) = before, after
-    if b is None or d is None:
-        return 2 * float((_sizes(a, labels) * _sizes(c - a, labels)).norm())
-    return float((product(c, c, labels) - product(a, a, labels)).norm()) + float((product(d, d, labels) - product(b, b, labels)).norm())
+    if before[1] is None or after[1] is None:
+        return 2 * float((_sizes(before[0], labels) * _sizes(after[0] - before[0], labels)).norm())
+    return spread(halves(before, before, labels), halves(after, after, labels))
+
+
+def spread(first: Pair, second: Pair) -> float:
+    """`turnover` of two factors from the terms of their charges."""
+    return sum(float((new - old).norm()) for old, new in zip(first, second, strict=True) if old is not None and new is not None)
 
 
 def unrounded(stored: Tensor, reached: Tensor, step: Tensor, eps: float) -> Tensor:
@@ -115,15 +129,20 @@ def unrounded(stored: Tensor, reached: Tensor, step: Tensor, eps: float) -> Tens
 def asymmetry(weights: Pair, gradients: Pair, labels: Labels) -> float:
     """How far equation (1) is from holding, 0 to 1 about: |⟨g,θ⟩| over the sizes of its two halves (one factor: over |g||θ| by set). NaN where the
     gradient has no part in it."""
-    (a, b), (g, h) = weights, gradients
-    if b is None or h is None:
-        scale = float((_sizes(a, labels) * _sizes(g, labels)).norm())
+    terms = halves(gradients, weights, labels)
+    if terms[1] is None:
+        scale = float((_sizes(weights[0], labels) * _sizes(gradients[0], labels)).norm())
     else:
-        scale = float(product(g, a, labels).norm()) + float(product(h, b, labels).norm())
-    return float(charge(gradients, weights, labels).norm()) / scale if scale else float("nan")
+        scale = float(terms[0].norm()) + float(terms[1].norm())
+    return float(difference(terms).norm()) / scale if scale else float("nan")
 
 
 def _sizes(x_RN: Tensor, labels: Labels) -> Tensor:
     """Frobenius norm by set (whole matrix: by row)."""
     squares_R = x_RN.square().sum(1)
     return (squares_R if labels is None else product(x_RN, x_RN, labels)).sqrt()
+
+
+@cache
+def _sets(labels: tuple[int, ...]) -> tuple[Tensor, int]:
+    return torch.tensor(labels), max(labels) + 1

@@ -130,28 +130,32 @@ class Charges:
             why = "rounding"
         rate = step.rates.get(charge.parameters[0], Rate(0.0, 0.0, ""))
         old, slope, new, kept = (charge.pair(values) for values in (step.before, step.gradients, step.after, step.stored))
-        was, became = noether.charge(old, old, labels), noether.charge(new, new, labels)
-        moved = noether.turnover(noether.combined((1 - rate.lr * rate.decay, old)), new, labels)
+        left = (1 - rate.lr * rate.decay) ** 2
+        held, steep, held_now = (noether.halves(one, one, labels) for one in (old, slope, new))
+        was, second, became = noether.difference(held), rate.lr**2 * noether.difference(steep), noether.difference(held_now)
+        alone = old[1] is None
+        moved = noether.turnover(noether.combined((left**0.5, old)), new, labels) if alone else noether.spread(noether.combined((left, held)), held_now)
 
         def off(predicted: torch.Tensor, measured: torch.Tensor = became) -> float:
             return float((measured - predicted).norm()) / moved if moved else NAN
 
-        plain = noether.descended(old, slope, labels, rate.lr, rate.decay)
-        free = became - rate.lr**2 * noether.charge(slope, slope, labels)
         swung = NAN
         if why == "momentum" and all(name in step.velocity for name in charge.parameters) and not apart(charge, step.rates, self._ledger.offsets):
             swung = off(noether.with_velocity(old, slope, charge.pair(step.velocity), labels, rate.lr, rate.decay, rate.momentum))
+        plain, now = left * was + second, noether.halves(kept, kept, labels)
         return _Seen(
-            charge, why, off(plain), off(plain, noether.charge(kept, kept, labels)), off(noether.descended(old, slope, labels, rate.lr, 0.0)),
-            noether.asymmetry(old, slope, labels), float(became.norm()), NAN if why else self._flowed(charge, kept), swung,
-            (float((free * was).sum()) / moved**2, float(was.square().sum()) / moved**2) if moved else (0.0, 0.0),
+            charge, why, off(plain), off(plain, noether.difference(now)), off(was + second),
+            noether.asymmetry(old, slope, labels), float(became.norm()), NAN if why else self._flowed(charge, kept, now), swung,
+            (float(((became - second) * was).sum()) / moved**2, float(was.square().sum()) / moved**2) if moved else (0.0, 0.0),
         )  # fmt: skip
 
-    def _flowed(self, charge: Charge, new: noether.Pair) -> float:
-        """The charge against C(first look) Π(1−ηλ)²."""
-        first = noether.combined((self._shrunk[charge.parameters[0]], charge.pair(self._start)))
-        moved, labels = noether.turnover(first, new, charge.labels), charge.labels
-        return float((noether.charge(new, new, labels) - noether.charge(first, first, labels)).norm()) / moved if moved else NAN
+    def _flowed(self, charge: Charge, new: noether.Pair, held: noether.Pair) -> float:
+        """The charge against C(first look) Π(1−ηλ)²; `held`: the terms of the charge of `new`."""
+        shrunk, labels = self._shrunk[charge.parameters[0]], charge.labels
+        first = charge.pair(self._start)
+        start = noether.combined((shrunk**2, noether.halves(first, first, labels)))
+        moved = noether.turnover(noether.combined((shrunk, first)), new, labels) if first[1] is None else noether.spread(start, held)
+        return float((noether.difference(held) - noether.difference(start)).norm()) / moved if moved else NAN
 
     def _kept(self, right: Sequence[_Seen], wrong: Sequence[_Seen], rates: Mapping[str, Rate]) -> dict[str, float]:
         row: dict[str, float] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from knowhow.report.asked import TASKS
+from knowhow.report.forecasts import summed
 from knowhow.report.numbers import better_sign, count, decimal, in_order, items, metric_name, number, part, percent, signed, slice_name, span, with_interval
 from knowhow.report.text import clean
 from knowhow.report.verdict import SPECIALIST, find, gaps, headline_metric, judge, ranked
@@ -84,6 +85,7 @@ def text(specialist: Specialist, extras: Mapping[str, Any], *, adapter: bool) ->
         ("Limits", "\n".join(f"- {markdown(limit, 600)}" for limit in specialist.limits)),
         ("How sure it is", _sure(part(extras, "calibration"))),
         ("What its answers rest on", _findings(specialist.findings)),
+        ("Predicted before training", _predicted(specialist.predictions)),
         ("What it forgot and memorised", _forgot(part(extras, "forgetting"), part(extras, "memorisation"))),
         ("Data", _data(recipe, part(extras, "audit"), part(extras, "vocabulary"))),
         ("Licence", _licence(specialist.licence, part(extras, "licences"))),
@@ -99,6 +101,12 @@ def _findings(findings: Sequence[Finding]) -> str:
         verdict = one.verdict if one.verdict == "supported" else f"not supported ({one.verdict})"
         rows.append((markdown(one.claim, 300), decimal(one.effect, 2), decimal(one.control, 2), verdict))
     return table(("claim", "found", "control", "verdict"), rows) if rows else ""
+
+
+def _predicted(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What laws said before training and what came of it, a line a quantity."""
+    lines = [(markdown(line["law"]), markdown(line["quantity"]), line["value"], line["measured"], markdown(line["verdict"])) for line in summed(rows)]
+    return table(("law", "quantity", "predicted", "measured", "verdict"), lines) if lines else ""
 
 
 def header(specialist: Specialist, extras: Mapping[str, Any], *, adapter: bool) -> dict[str, Any]:

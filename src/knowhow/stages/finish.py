@@ -30,7 +30,7 @@ def package(build: Build, folder: Path) -> None:
     estimate = _optional(build.run.path("estimate.json")) or {}
     licence = build.recipe.package.licence or estimate.get("licences", {}).get("licence") or "other"
     results = tuple(_result(row) for row in read_json(build.run.path("evaluate", "results.json")))
-    made = Specialist(build.recipe.name, ref, build.task, results, findings(build), (), tuple(limits(build)), licence, {})
+    made = Specialist(build.recipe.name, ref, build.task, results, findings(build), _predictions(build), tuple(limits(build)), licence, {})
     extras = {
         "recipe": read_json(build.run.path("recipe.json")),
         "calibration": _calibration(build),
@@ -57,6 +57,10 @@ def findings(build: Build) -> tuple[Finding, ...]:
     inside = _optional(build.run.path("explain", "inside.json")) or {}
     rows = [*read_json(build.run.path("explain", "findings.json")), *inside.get("findings", [])]
     return tuple(Finding(**{**row, "interval": Interval(**row["interval"]), "evidence": tuple(row["evidence"])}) for row in rows)
+
+
+def _predictions(build: Build) -> tuple[dict[str, Any], ...]:
+    return tuple(_optional(build.run.path("verify", "predictions.json")) or ())
 
 
 def limits(build: Build) -> list[str]:

@@ -66,7 +66,7 @@ def test_features_are_present_as_often_as_they_say() -> None:
     with torch.no_grad():
         for parameter in at.model.parameters():
             parameter.zero_()
-    loss = float(at.objective(at.model, batch)[0]) / at.objective.units(batch)
+    loss = at.objective(at.model, batch)[0].item() / at.objective.units(batch)
     assert loss == pytest.approx(0.2 / 3 * (1 + 0.5 + 0.25 + 0.125 + 0.0625), rel=0.05)
 
 
