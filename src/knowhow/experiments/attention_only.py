@@ -21,11 +21,12 @@ class Output:
 
 
 class Attention(torch.nn.Module):
-    """Causal attention with rotary positions (Su 2021). `normalised`: weights are the softmax of the scores; else σ(score − ln 16), each by itself."""
+    """Causal attention with rotary positions (Su 2021). `normalised`: weights are the softmax of the scores; else σ(score − ln 16), each by itself.
+    `itself` False: a query sees earlier tokens only (the first one has no other)."""
 
-    def __init__(self, width: int, heads: int, normalised: bool) -> None:
+    def __init__(self, width: int, heads: int, normalised: bool, itself: bool) -> None:
         super().__init__()
-        self.heads, self.normalised = heads, normalised
+        self.heads, self.normalised, self.itself = heads, normalised, itself
         self.query, self.key, self.value, self.out = (torch.nn.Linear(width, width, bias=False) for _ in range(4))
         for linear in (self.query, self.key, self.value, self.out):
             torch.nn.init.normal_(linear.weight, std=width**-0.5)
@@ -36,8 +37,9 @@ class Attention(torch.nn.Module):
         query, key, value = (part(read_BTD).view(B, T, self.heads, -1).transpose(1, 2) for part in (self.query, self.key, self.value))
         query, key = turned(query), turned(key)
         scores_BHTS = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])
-        later_TS = torch.ones(T, T, dtype=torch.bool, device=scores_BHTS.device).triu(1)
-        scores_BHTS = scores_BHTS.masked_fill(later_TS, -math.inf)
+        hidden_TS = torch.ones(T, T, dtype=torch.bool, device=scores_BHTS.device).triu(int(self.itself))
+        hidden_TS[0, 0] = False
+        scores_BHTS = scores_BHTS.masked_fill(hidden_TS, -math.inf)
         pattern_BHTS = torch.softmax(scores_BHTS, -1) if self.normalised else torch.sigmoid(scores_BHTS - math.log(16))
         return self.out((pattern_BHTS @ value).transpose(1, 2).reshape(B, T, D)), pattern_BHTS
 
@@ -45,11 +47,11 @@ class Attention(torch.nn.Module):
 class AttentionOnly(torch.nn.Module):
     """Token table, `layers` of attention on a residual stream, read-out. Called as transformers' models are."""
 
-    def __init__(self, seed: int, *, vocab: int, layers: int, heads: int, width: int, normalised: bool = True) -> None:
+    def __init__(self, seed: int, *, vocab: int, layers: int, heads: int, width: int, normalised: bool = True, itself: bool = True) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.embed = torch.nn.Embedding(vocab, width)
-        self.layers = torch.nn.ModuleList(Attention(width, heads, normalised) for _ in range(layers))
+        self.layers = torch.nn.ModuleList(Attention(width, heads, normalised, itself) for _ in range(layers))
         self.read = torch.nn.Linear(width, vocab, bias=False)
         torch.nn.init.normal_(self.embed.weight, std=1.0)
 

@@ -30,7 +30,7 @@ PEEK, TEXTS, TOKENS = 1000, 20_000, 500_000
 """Rows that columns are recognised from; rows and tokens that are read at most."""
 
 SHORTEST = 16
-OWN = ("markov-decoder", "charges", "chain-decoder")
+OWN = ("markov-decoder", "charges", "bigram-chain", "lazy-decoder")
 """Systems that are language models on plain tokens: an experiment on one of them stands nearest to the user's own model."""
 
 SPECIAL = {

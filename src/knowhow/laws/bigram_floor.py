@@ -91,7 +91,7 @@ def floor_alone(diagnosis: Diagnosis) -> Sequence[Prediction]:
 
 
 def experiment(memory: int = 1) -> Experiment:
-    return Experiment("bigram-chain", 300, {}, options={"memory": memory}, optimizer={"lr": 1e-2}, schedule="cosine", warmup=0.02)
+    return Experiment("bigram-chain", 450, {}, options={"memory": memory}, optimizer={"lr": 1e-2}, schedule="cosine", warmup=0.02)
 
 
 LAW = Law(

@@ -108,7 +108,7 @@ def _run(steps: int, rate: float, momentum: float = 0.0, minibatch: int = 0, act
     return Experiment("perceptron", steps, watch, options, {"lr": rate, "momentum": momentum, "rule": "sgd"})
 
 
-_ADAM = Experiment("perceptron", 800, {"sharpness": {"every": 1, "period": 20, "beta2": 0.95}}, {}, {"lr": 0.01})
+_ADAM = Experiment("perceptron", 600, {"sharpness": {"every": 1, "period": 20, "beta2": 0.95}}, {}, {"lr": 0.01})
 LAW = Law(
     NAME,
     __doc__,
@@ -116,10 +116,10 @@ LAW = Law(
     "median over the second half of the run within 5% of the edge",
     predict,
     score,
-    (_run(800, 0.3), _run(800, 0.2), _run(400, 0.5, momentum=0.9), _ADAM),
+    (_run(600, 0.3), _run(600, 0.2), _run(600, 0.4, momentum=0.5), _ADAM),
     (
         Control("an edge at 1/η", "half the edge must miss", predict=half_edge),
-        Control("minibatches of 4", "noise keeps the full-batch law from holding", _run(800, 0.1, minibatch=4), whatever_the_batch, without_gate),
+        Control("minibatches of 4", "noise keeps the full-batch law from holding", _run(600, 0.1, minibatch=4), whatever_the_batch, without_gate),
         Control("one layer", "a model linear in its weights cannot sharpen", _run(200, 0.3, activation="linear"), predict, without_gate),
     ),
 )

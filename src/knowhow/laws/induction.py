@@ -105,7 +105,7 @@ def distance_ignored(diagnosis: Diagnosis) -> Sequence[Prediction]:
 
 def experiment(steps: int, layers: int = 2, distance: int | None = None) -> Experiment:
     options = {"layers": layers, "distance": distance}
-    return Experiment("copying", steps, {"circuits": {"every": 10, "vocab": 32}}, options=options, optimizer={"lr": 1e-2}, schedule="cosine", warmup=0.1)
+    return Experiment("copying", steps, {"circuits": {"every": 10, "vocab": 32}}, options=options, optimizer={"lr": 1e-2}, schedule="wsd", warmup=0.1)
 
 
 LAW = Law(
@@ -115,7 +115,7 @@ LAW = Law(
     "two layers, random distance: score ≥ 0.8, risen within 60 steps of the loss's fall; one layer: ≤ 0.2; fixed distance: copied with score ≤ 0.15",
     predict,
     score,
-    (experiment(400), experiment(300, layers=1), experiment(200, distance=16)),
+    (experiment(600), experiment(300, layers=1), experiment(200, distance=16)),
     (
         Control("one layer", "a part of the circuit alone must not pass", predict=depth_ignored),
         Control("fixed distance", "copying by position must not pass", predict=distance_ignored),

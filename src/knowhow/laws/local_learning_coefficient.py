@@ -18,7 +18,7 @@ Checks that need no geometry: H = r gives half the dimension of matrices of rank
 and γ is weak beside nβ × curvature. Truth within the model and no noise in the targets, as the exact values assume.
 
 **Where it fails** Localisation: γ = 100 instead of 1 ties the flat directions down and loses half of λ (the control); γ = 10 loses a sixth.
-Chains that start at a singular point leave it slowly: with 400 steps before the first draw (5, 5, 5, rank 2) came out 8% low, with 800 5%. Too large a step:
+Chains that start at a singular point leave it slowly: with 400 steps before the first draw (5, 5, 5, rank 2) came out 7% low, with 800 4%. Too large a step:
 each quadratic direction is sampled 1/(1 − ¼ε nβh) too wide; a first sampler, 6–8% high throughout, may have been so for that reason. λ is a limit in n; at n
 = 1000 the term (m−1)/ln nβ is still −.2 where m = 2. A point of the set of minima away from its most singular part has its own, larger λ; small initial
 weights lead near that part. On a transformer there is no exact value to compare with: there λ̂ is a relative measure, and only where this law holds for the

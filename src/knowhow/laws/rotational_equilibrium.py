@@ -92,15 +92,25 @@ def ungated(predictions: Sequence[Prediction], trace: Trace) -> Sequence[Scored]
 
 
 def _lost(prediction: Prediction, trace: Trace) -> Scored:
-    ratios = values(trace, "rotation.norm_ratio")
-    if not ratios:
+    lengths = values(trace, "rotation.length")
+    if len(lengths) < 2:
         return not_applicable(prediction, "nothing that decays was followed")
-    return compared(prediction, max(0.0, 1 - ratios[-1]), because=f"length at the end {ratios[-1]:.4f} of that at the start")
+    ratio = lengths[-1] / lengths[0]
+    return compared(prediction, max(0.0, 1 - ratio), because=f"length at the end {ratio:.4f} of that at the start")
+
+
+def decay_time(trace: Trace) -> dict[int, float]:
+    """Σηλ up to each look, the rates between two looks taken as at the later one."""
+    found, total, seen = {}, 0.0, 0
+    for step, pull in column(trace, "rotation.pull"):
+        total, seen = total + (step - seen) * pull, step
+        found[step] = total
+    return found
 
 
 def _settled(prediction: Prediction, trace: Trace, *, gated: bool) -> Scored:
     name = f"rotation.{prediction.site}."
-    time = dict(column(trace, "rotation.decay_time"))
+    time = decay_time(trace)
     which = "norm" if prediction.quantity == LENGTH else "angle"
     looks = column(trace, name + which)
     late = [value for step, value in looks if time.get(step, 0.0) >= SETTLED]

@@ -1,7 +1,8 @@
 """How weights turn and how long they are: what laws/rotational_equilibrium.py reads.
 
-For all decayed parameters together: `rotation.norm_ratio` |W| / |W at the first look|, `rotation.decay_time` Ση λ since the first step (the rates
-between two looks taken as at the later one). For each parameter named in `sites`, root mean squares over its rows after the update:
+For all decayed parameters together: their length `rotation.length` |W| after the update and `rotation.pull`, the share ηλ that decay takes off in the step
+(neither needs an earlier look, so that a run that was stopped goes on with the same rows). For each parameter named in `sites`, root mean squares over its
+rows after the update:
 `rotation.<site>.norm`, `rotation.<site>.angle` (radians between a row before and after the step), `rotation.<site>.radial` (|cosine| of a row and its
 gradient: 0 where scale does not matter) and, from the second look on, `rotation.<site>.signal`: the cosine of the gradients of this look and the last.
 """
@@ -26,17 +27,12 @@ class Rotation:
     def __init__(self, due: When, sites: Sequence[str] = ()) -> None:
         self.due = due
         self._sites = tuple(sites)
-        self._start = math.nan
-        self._time = 0.0
-        self._seen = 0
         self._old: dict[str, torch.Tensor] = {}
         self._gradients: dict[str, torch.Tensor] = {}
         self._row: dict[str, float] = {}
         self._rows: list[dict[str, float]] = []
 
     def before(self, info: StepInfo) -> None:
-        if not self._rows:
-            self._start = _length(info)
         parameters = trained(info.model)
         self._row = {}
         for site in self._sites:
@@ -51,19 +47,15 @@ class Rotation:
             self._gradients[site] = gradient
 
     def after(self, info: StepInfo) -> None:
-        decayed = [rate for rate in info.rates.values() if rate.decay]
-        if decayed:
-            self._time += (info.step - self._seen) * max(rate.lr * rate.decay for rate in decayed)
-        self._seen = info.step
         parameters = trained(info.model)
         for site, old in self._old.items():
             new, old = parameters[site].detach().double(), old.double()
             sine = (new / new.norm(dim=-1, keepdim=True) - old / old.norm(dim=-1, keepdim=True)).norm(dim=-1) / 2
             self._row[f"rotation.{site}.angle"] = float((2 * sine.clamp(max=1).asin()).square().mean().sqrt())
             self._row[f"rotation.{site}.norm"] = float(new.norm(dim=-1).square().mean().sqrt())
-        row = {"step": info.step, "rotation.decay_time": self._time, **self._row}
-        if self._start > 0:
-            row["rotation.norm_ratio"] = _length(info) / self._start
+        row = {"step": info.step, **self._row}
+        if decayed := [rate.lr * rate.decay for rate in info.rates.values() if rate.decay]:
+            row |= {"rotation.pull": max(decayed), "rotation.length": _length(info)}
         self._rows.append(row)
 
     def rows(self) -> Sequence[Mapping[str, float]]:

@@ -26,7 +26,7 @@ class Sharpness:
 
     name = "sharpness"
 
-    def __init__(self, due: When, *, krylov: int = 15, rows: int | None = None, beta2: float = 0.0, period: int = 1) -> None:
+    def __init__(self, due: When, *, krylov: int = 12, rows: int | None = None, beta2: float = 0.0, period: int = 1) -> None:
         self.due = due
         self._krylov, self._limit, self._beta2, self._period = krylov, rows, beta2, period
         self._square_P = torch.zeros(0)

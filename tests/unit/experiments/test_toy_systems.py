@@ -71,6 +71,15 @@ def test_rows_without_a_beginning_are_the_same_rows_without_it() -> None:
     assert at.facts["begun"] == 0.0
 
 
+def test_the_idle_share_is_that_of_the_rows_and_a_query_does_not_see_itself() -> None:
+    at = system("backcopy", {"rows": 500}, 1)
+    batch = first(at)
+    assert at.facts["idle"] == pytest.approx(1 - float(copies(batch.tokens_BT, 3).float().mean()), abs=0.01)
+    [pattern_BHTS] = at.model(batch.tokens_BT[:2], output_attentions=True).attentions
+    assert float(pattern_BHTS.detach().diagonal(0, 2, 3)[..., 1:].max()) == 0.0
+    assert float(pattern_BHTS.detach()[..., 0, 0].min()) == 1.0
+
+
 def test_the_backcopy_objective_splits_its_loss() -> None:
     at = system("backcopy", {"rows": 4}, 1)
     batch = first(at)

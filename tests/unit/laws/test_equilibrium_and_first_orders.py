@@ -93,7 +93,7 @@ def test_equilibrium_is_what_a_random_walk_with_decay_reaches() -> None:
 def turning(length: float, angle: float, *, time: float = 4.0, radial: float = 1e-6, signal: float = 0.0) -> Trace:
     rows = [
         {
-            "step": float(step), "loss": 1.0, "rotation.decay_time": time * step / 10, "rotation.w.norm": length, "rotation.w.angle": angle,
+            "step": float(step), "loss": 1.0, "rotation.pull": time / 10, "rotation.w.norm": length, "rotation.w.angle": angle,
             "rotation.w.radial": radial, "rotation.w.signal": signal,
         }
         for step in range(1, 11)
@@ -132,7 +132,7 @@ def test_a_short_run_is_told_that_decay_will_do_nothing() -> None:
     assert prediction.value == pytest.approx(0.02, rel=0.02)
 
     def judged(ratio: float) -> str:
-        (scored,) = rotational_equilibrium.score([prediction], Trace(({"step": 200.0, "loss": 1.0, "rotation.norm_ratio": ratio},)))
+        (scored,) = rotational_equilibrium.score([prediction], Trace(({"step": 1.0, "rotation.length": 5.0}, {"step": 200.0, "rotation.length": 5.0 * ratio})))
         return scored.verdict
 
     assert [judged(1.2), judged(0.98), judged(0.9)] == ["confirmed", "confirmed", "violated"]

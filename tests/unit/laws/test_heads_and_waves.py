@@ -14,7 +14,7 @@ KNOWN = {
     "bigram-floor": {"bigram_entropy": 2.0, "unigram_entropy": 3.0},
     "induction": {"layers": 2, "random_distance": 1, "copy_loss_blind": 3.4},
     "grokking": {"prime": 31, "weight_decay": 0.3},
-    "sinks": {"triggers": 3, "softmax": 1, "begun": 1},
+    "sinks": {"idle": 0.9, "softmax": 1, "begun": 1},
 }
 NAMES = list(KNOWN)
 
@@ -80,7 +80,7 @@ def test_nothing_is_foretold_of_a_run_that_is_not_of_the_kind(name: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("broken", ["empty", "other columns", "not numbers"])
 def test_what_was_not_seen_is_never_confirmed(name: str, broken: str) -> None:
-    whole = {"bigram-floor": falling(2.0), "induction": headed(), "grokking": grokked(), "sinks": resting(0.6)}[name]
+    whole = {"bigram-floor": falling(2.0), "induction": headed(), "grokking": grokked(), "sinks": resting(0.88)}[name]
     assert set(said(name, whole).values()) == {"confirmed"}
     traces = {
         "empty": Trace(()),
@@ -149,8 +149,9 @@ def test_waves_of_the_difference_fail() -> None:
 
 
 def test_a_sink_is_asked_of_a_softmax_whose_rows_begin_alike() -> None:
-    sigmoid, unbegun = facts({"triggers": 3, "softmax": 0, "begun": 1}), facts({"triggers": 3, "softmax": 1, "begun": 0})
-    assert set(said("sinks", resting(0.1)).values()) == {"violated"}
+    sigmoid, unbegun = facts({"idle": 0.9, "softmax": 0, "begun": 1}), facts({"idle": 0.9, "softmax": 1, "begun": 0})
+    assert set(said("sinks", resting(0.75)).values()) == {"violated"}
+    assert list(law("sinks").predict(facts(KNOWN["sinks"] | {"idle": 1.0}))) == []
     assert set(said("sinks", resting(0.02), sigmoid).values()) == {"confirmed"}
     assert set(said("sinks", resting(0.6), sigmoid).values()) == {"violated"}
     assert said("sinks", resting(0.6), unbegun) == {}

@@ -10,10 +10,12 @@ import torch
 from knowhow.experiments.lora import lora_decoder
 from knowhow.experiments.normalised import row_normalised
 from knowhow.experiments.system import CrossEntropy, Drawn, MeanSquare, System, fixed, numbers
+from knowhow.laws import rotational_equilibrium
 from knowhow.loop.optim import Optim, OptimSpec
 from knowhow.loop.step import LoopSpec, train
 from knowhow.observe import observer
 from knowhow.protocols import Observer
+from knowhow.types import Trace
 
 
 def went(system: System, spec: OptimSpec, steps: int, observers: list[Observer]) -> list[dict[str, float]]:
@@ -52,7 +54,8 @@ def test_the_run_does_not_notice(name: str) -> None:
 def test_rotation_sees_scale_invariance_and_decay() -> None:
     spec = OptimSpec(1e-2, weight_decay=0.5)
     rows = went(row_normalised(0, width=12, hidden=6), spec, 8, [observer("rotation", {"every": 2, "sites": ("hidden.weight",)}, 8)])
-    assert [row["rotation.decay_time"] for row in rows] == pytest.approx([0.005 * step for step in (1, 3, 5, 7)])
+    assert [row["rotation.pull"] for row in rows] == pytest.approx([0.005] * 4)
+    assert rotational_equilibrium.decay_time(Trace(tuple(rows))) == pytest.approx({step: 0.005 * step for step in (1, 3, 5, 7)})
     assert max(row["rotation.hidden.weight.radial"] for row in rows) < 1e-4
     assert "rotation.hidden.weight.signal" in rows[1]
     plain = went(row_normalised(0, width=12, hidden=6, normalised=False), spec, 8, [observer("rotation", {"every": 2, "sites": ("hidden.weight",)}, 8)])
@@ -68,7 +71,7 @@ def test_rotation_measures_length_and_angle() -> None:
     assert row["rotation.hidden.weight.angle"] == pytest.approx(float(angles.square().mean().sqrt()), rel=1e-4)
     assert row["rotation.hidden.weight.norm"] == pytest.approx(float(after.norm() / 6**0.5), rel=1e-6)
     undecayed = went(net(), OptimSpec(1e-2), 1, [observer("rotation", {"every": 1}, 1)])
-    assert "rotation.norm_ratio" not in undecayed[0]
+    assert "rotation.length" not in undecayed[0]
 
 
 def test_lora_first_step_is_exact_and_the_charge_is_kept_with_decay() -> None:
