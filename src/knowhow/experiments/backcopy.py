@@ -52,8 +52,8 @@ def sequences(chain_VV: torch.Tensor, triggers: int, rows: int, length: int, gen
 def backcopy(
     seed: int, *, vocab: int = 32, triggers: int = 3, rows: int = 32, length: int = 32, width: int = 48, normalised: bool = True, begun: bool = True
 ) -> System:
-    """One layer of one head that sees earlier tokens only, so that what it writes says nothing of the chain. `begun` False: rows come without the token that begins them. Facts: `idle` (share of
-    tokens that need no copy, from other rows), `softmax` and `begun` (1 or 0)."""
+    """One layer of one head that sees earlier tokens only, so that what it writes says nothing of the chain. `begun` False: rows come without the token
+    that begins them. Facts: `idle` (share of tokens that need no copy, from other rows), `softmax` and `begun` (1 or 0)."""
     chain_VV = chain(seed, vocab)
     sample_BT = sequences(chain_VV, triggers, 1000, length + 1, torch.Generator().manual_seed(seed))[:, :-1]
     idle = 1 - float(copies(sample_BT, triggers).float().mean())
