@@ -33,7 +33,12 @@ def svg(points: Sequence[Row]) -> str:
     if not quantities:
         return ""
     panels = [panel([point for point in drawn if point["quantity"] == quantity], quantity) for quantity in quantities]
-    chart = alt.vconcat(*panels, background="white", padding=8).configure_view(stroke="#dddddd").configure_concat(spacing=22).configure_axis(gridColor="#eeeeee", tickCount=6)
+    chart = (
+        alt.vconcat(*panels, background="white", padding=8)
+        .configure_view(stroke="#dddddd")
+        .configure_concat(spacing=22)
+        .configure_axis(gridColor="#eeeeee", tickCount=6)
+    )
     return str(vl_convert.vegalite_to_svg(chart.to_dict()))
 
 

@@ -158,7 +158,7 @@ def test_on_your_own_model_what_is_not_known_is_said(tmp_path: Path, capsys: pyt
 
     toys.twin("llama", tmp_path / "base", vocab=600)
     (tmp_path / "rows.txt").write_text("some words of text, and a few more\n" * 50)
-    for law, why in (("neural-collapse", "a classifier"), ("sinks", "triggers")):
+    for law, why in (("neural-collapse", "a classifier"), ("sinks", "softmax")):
         assert main(["laws", "check", law, "--model", str(tmp_path / "base"), "--data", "rows.txt"]) == 0
         out = capsys.readouterr().out
         assert f"{law}: NOT APPLICABLE" in out
