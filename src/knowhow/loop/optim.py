@@ -20,7 +20,7 @@ Schedule = Callable[[int], float]
 class OptimSpec:
     """`lr` for all, `head_lr` for parameters whose name holds one of `head_names`, `muon_lr` for hidden matrices under Muon (Jordan 2024; None: AdamW).
 
-    `rule` sgd: W ← W − lr·(velocity + decay·W), velocity ← momentum·velocity + gradient; what laws about plain gradient descent are checked with.
+    `rule` sgd: W ← W − lr·velocity, velocity ← momentum·velocity + gradient + decay·W; what laws about plain gradient descent are checked with.
     `decayed` all: vectors and embeddings are decayed too."""
 
     lr: float
