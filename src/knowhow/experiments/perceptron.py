@@ -11,8 +11,7 @@ from typing import Literal
 
 import torch
 
-from knowhow.experiments.system import Drawn, MeanSquare, System, fixed, numbers
-from knowhow.types import Batch
+from knowhow.experiments.system import MeanSquare, System, fixed, numbers
 
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU, "linear": torch.nn.Identity}
 
@@ -44,17 +43,8 @@ def perceptron(
     hidden: Sequence[int] = (32, 32),
     outputs: int = 2,
     activation: Literal["tanh", "relu", "linear"] = "tanh",
-    minibatch: int = 0,
 ) -> System:
-    """A perceptron on a regression that two directions of its inputs explain. `minibatch`: rows of a step, drawn afresh (0: all of them, always). Facts:
-    `full_batch` 1 or 0, `rows`."""
+    """A perceptron on a regression that two directions of its inputs explain, all rows at every step. Facts: `full_batch` (1), `rows`."""
     inputs_BD, targets_BO = several_indices(seed, rows, size, outputs=outputs)
     model = layered(seed, [size, *hidden, outputs], activation)
-
-    def draw(generator: torch.Generator) -> Batch:
-        chosen = torch.randperm(rows, generator=generator)[:minibatch]
-        return numbers(inputs_BD[chosen], targets_BO[chosen])
-
-    batches = Drawn(draw, seed) if minibatch else fixed(numbers(inputs_BD, targets_BO))
-    facts = {"full_batch": float(not minibatch), "rows": float(rows)}
-    return System(model, MeanSquare(), batches, facts)
+    return System(model, MeanSquare(), fixed(numbers(inputs_BD, targets_BO)), {"full_batch": 1.0, "rows": float(rows)})

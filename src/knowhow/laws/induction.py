@@ -18,9 +18,10 @@ faster and leaves the matching part without a gradient.
 **Assumptions** The first and second occurrence are both in the window; distances vary; tokens are many enough not to repeat by chance; position can be told
 (rotary here).
 
-**Where it fails** The order of the parts is not foretold (Edelman 2024 see the second layer learn first): only that they come together. Other circuits do the
-same in other architectures (two-token keys by a convolution; a pointer by position). The score is a mean over the probe: a head that shares the work with
-another can stay below the bar while the pair copies well.
+**Where it fails** The plateau's length varies with the start: after 400 steps one seed of five was still on it. The order of the parts is not foretold
+(Edelman 2024 see the second layer learn first): only that they come together. Other circuits do the same in other architectures (two-token keys by a
+convolution; a pointer by position). The score is a mean over the probe: a head that shares the work with another can stay below the bar while the pair copies
+well.
 
 **Source** Olsson et al. 2022 (arXiv 2209.11895), prefix matching; Elhage et al. 2021, composition of two layers; Edelman et al. 2024 (arXiv 2402.11004),
 stages; Saxe 2014 for products of factors.

@@ -80,12 +80,14 @@ def test_plateaus_are_the_least_losses_with_that_many_directions() -> None:
         model.zero_grad()
 
 
-def test_perceptron_says_whether_it_sees_all_rows() -> None:
-    whole, part = perceptron(1), perceptron(1, minibatch=4)
-    assert (whole.facts["full_batch"], part.facts["full_batch"]) == (1.0, 0.0)
-    once, twice = itertools.islice(iter(whole.batches), 2)
+def test_perceptron_sees_all_rows_at_every_step() -> None:
+    at = perceptron(1)
+    assert at.facts == {"full_batch": 1.0, "rows": 64.0}
+    once, twice = itertools.islice(iter(at.batches), 2)
     assert torch.equal(once[0].tokens_BT, twice[0].tokens_BT)
-    first_few, next_few = itertools.islice(iter(part.batches), 2)
-    assert first_few[0].tokens_BT.shape == (4, 10)
-    assert not torch.equal(first_few[0].tokens_BT, next_few[0].tokens_BT)
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), perceptron(1).model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(at.model.parameters(), perceptron(1).model.parameters(), strict=True))
+    labels = once[0].labels
+    assert labels is not None
+    assert labels.std(0).tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
+    few = perceptron(1, hidden=(), activation="linear")
+    assert [tuple(p.shape) for p in few.model.parameters()] == [(2, 10), (2,)]

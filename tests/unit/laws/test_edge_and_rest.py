@@ -58,6 +58,9 @@ def test_adam_is_read_from_the_preconditioned_column() -> None:
     at = facts(RUN | {"adam": 1.0, "momentum": 0.9})
     assert verdicts(hovering(380.0, column="sharpness.preconditioned"), at) == ["confirmed"]
     assert verdicts(hovering(380.0), at) == ["not applicable"]
+    forgetful = edge_of_stability.memoryless(at)
+    assert [one.verdict for one in edge_of_stability.score(forgetful, hovering(380.0, column="sharpness.preconditioned"))] == ["violated"]
+    assert edge_of_stability.memoryless(facts(RUN)) == ()
 
 
 def test_edge_is_not_claimed_beyond_full_batches() -> None:
