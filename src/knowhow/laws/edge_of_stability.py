@@ -19,11 +19,11 @@ the loss, ½x² ∇a, pushes the weights against the gradient of a: sharpness fa
 run that ends sooner, or finds a flat minimum first, says nothing: not applicable.
 
 **Where it fails** With plain momentum it was not confirmed here, and it is no experiment of the law: sharpening was too fast for it. β = .5 at η = .25 shot
-past its edge of 12 to 16 and was thrown into a minimum of 9, where it stayed (violated); at η = .4 it diverged; at β = .8 and .9 with smaller rates the minimum
-came first (gate closed, at .46 to .85 of the edge). In minibatch training the edge belongs to another quantity (no prediction), and a model that is linear in its
-weights cannot sharpen at all (control). With cross-entropy sharpness comes down again at the end. For a user the edge is a warning: no region sharper than
-2(1 + β)/η can be trained in at that rate, so η = 2(1 + β)/sharpness is the highest rate at which the present weights are stable (`ceiling`), in
-full-batch descent only.
+past its edge of 12 to 16 and was thrown into a minimum of 9, where it stayed (violated); at η = .4 it diverged; at β = .8 and .9 with other rates the
+minimum came first (gate closed, at .46 to .85 of the edge). In minibatch training the edge belongs to another quantity (no prediction), and a model
+that is linear in its weights cannot sharpen at all (control). With cross-entropy sharpness comes down again at the end. For a user the edge is a
+warning: no region sharper than 2(1 + β)/η can be trained in at that rate, so η = 2(1 + β)/sharpness is the highest rate at which the present weights
+are stable (`ceiling`), in full-batch descent only.
 
 **Source** Cohen et al. 2021 (arXiv 2103.00065): gradient descent, and momentum in its appendix; Cohen et al. 2022 (arXiv 2207.14484): Adam's 38/η. The
 mechanism: Damian, Nichani and Lee 2023 (arXiv 2209.15594).

@@ -13,12 +13,13 @@ Wᵀ∂ℓ_i/∂z_i = ∇_hℓ_i by the chain rule. No assumption on the network
 fail is that training gets there: with steps of size η the part of W that no gradient holds up decays as e^{−ηλt}, which takes a few times 1/(ηλ)
 steps, divided by 1 − β with momentum β.
 
-**Assumptions** Decay in the gradient (gate: not Adam's decoupled decay, and λ > 0); long enough, 3 ≤ ηλ·steps/(1 − β) (gate); a batch that shows the loss
-itself (the whole of the rows; minibatch gradients scatter); a rate below the edge of stability at the end.
+**Assumptions** Decay in the gradient (gate: not Adam's decoupled decay, and λ > 0); long enough, 3 ≤ ηλ·steps/(1 − β) (gate); all rows at every step
+(gate: minibatch gradients scatter); a loss that is smooth in the weights; a rate below the edge of stability at the end.
 
-**Where it fails** Before convergence the cosine is anything, negative at the start. Under AdamW the rest point is another: the preconditioned
-gradient stands where the gradient does here. The neural feature ansatz, WᵀW ∝ (1/n Σ ∇_h f ∇_h fᵀ)^½ (Radhakrishnan 2024), describes the same
-matrices without λ and holds less well: it is the control.
+**Where it fails** ReLU networks come to lie on kinks, where the gradient jumps and never vanishes: the first layer's cosine stays at .86 to .95 however
+long the run (control). Before convergence the cosine is anything, negative at the start (control). Under AdamW the rest point is another: the
+preconditioned gradient stands where the gradient does here (control). The neural feature ansatz, WᵀW ∝ (1/n Σ ∇_h f ∇_h fᵀ)^½ (Radhakrishnan 2024),
+describes the same matrices without λ and holds less well (control): .95 to .989 in its worst layer, where the theorem comes to .997 and more.
 
 **Source** Boix-Adsera et al. 2025 (arXiv 2507.05644): the theorem, there called FACT, and its comparison with the ansatz of Radhakrishnan et al. 2024.
 """
@@ -34,7 +35,7 @@ from knowhow.types import Diagnosis, Prediction, Scored, Trace
 
 NAME = "fact"
 AGREEMENT = "lowest cosine of the two sides over layers, at the end"
-TOLERANCE = 0.98
+TOLERANCE = 0.995
 LONG = 3.0
 LEAST = 4
 
@@ -87,8 +88,8 @@ def ansatz(predictions: Sequence[Prediction], trace: Trace) -> Sequence[Scored]:
     return _score(predictions, trace, "fact.ansatz:")
 
 
-def _run(steps: int, activation: str = "relu", rule: str = "sgd") -> Experiment:
-    optimizer = {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.005, "rule": "sgd"} if rule == "sgd" else {"lr": 0.003, "weight_decay": 0.005}
+def _run(steps: int, decay: float, activation: str = "tanh", rule: str = "sgd") -> Experiment:
+    optimizer = {"lr": 0.03, "momentum": 0.9, "weight_decay": decay, "rule": "sgd"} if rule == "sgd" else {"lr": 0.003, "weight_decay": decay}
     return Experiment("perceptron", steps, {"fact": {"looks": 16, "outputs": True}}, {"activation": activation}, optimizer)
 
 
@@ -96,13 +97,14 @@ LAW = Law(
     NAME,
     __doc__,
     "circuits",
-    "cosine of the two sides ≥ .98 in every layer at the end",
+    "cosine of the two sides ≥ .995 in every layer at the end",
     predict,
     score,
-    (_run(3000), _run(3000, "tanh")),
+    (_run(1500, 0.02), _run(2000, 0.01)),
     (
         Control("neural feature ansatz", "the law without λ describes the same weights less well", score=ansatz),
-        Control("stopped early", "before rest the two sides must disagree", _run(150), anyhow),
-        Control("decoupled decay", "AdamW rests elsewhere", _run(1500, rule="adamw"), anyhow),
+        Control("stopped early", "before rest the two sides must disagree", _run(100, 0.01), anyhow),
+        Control("decoupled decay", "AdamW rests elsewhere", _run(1000, 0.02, rule="adamw"), anyhow),
+        Control("kinks", "ReLU networks come to lie on kinks, where no gradient vanishes", _run(1500, 0.02, "relu")),
     ),
 )

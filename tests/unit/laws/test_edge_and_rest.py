@@ -83,9 +83,9 @@ def rest(trace: Trace) -> list[str]:
 
 def test_every_layer_must_rest() -> None:
     assert fact.times(facts(DECAYED)) == pytest.approx(5.0)
-    assert rest(resting(0.995, 0.99)) == ["confirmed"]
-    assert rest(resting(0.995, 0.97)) == ["violated"]
-    assert rest(resting(0.995, 0.99, looks=3)) == ["not applicable"]
+    assert rest(resting(0.999, 0.996)) == ["confirmed"]
+    assert rest(resting(0.999, 0.99)) == ["violated"]
+    assert rest(resting(0.999, 0.999, looks=3)) == ["not applicable"]
     assert rest(Trace(())) == ["not applicable"]
     assert rest(resting(math.nan, 0.99)) == ["not applicable"]
     assert rest(resting(math.inf, math.inf)) == ["not applicable"]
