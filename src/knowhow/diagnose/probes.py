@@ -17,9 +17,9 @@ from knowhow.model.sites import body
 from knowhow.model.taps import tap
 from knowhow.types import Batch, Measurement
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-3, 1e-2, 1e-1)
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)
-DRAWS = 3
+DRAWS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def by_layer(train: Features, valid: Features, kind: Answer, outputs: int, *, pe
     rows = []
     for layer in range(len(train.layers_LND)):
         for metric, labels in (("probe.score", train.labels), ("probe.shuffled", train.labels[order_N])):
-            reader = fit(train.layers_LND[layer], labels, kind, outputs, penalty=penalty, steps=50)
+            reader = fit(train.layers_LND[layer], labels, kind, outputs, penalty=penalty)
             rows.append(measured(f"layers.{layer}", metric, score_of(reader(valid.layers_LND[layer]), valid.labels, kind), "share", len(valid.labels)))
     return rows
 

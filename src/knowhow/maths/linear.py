@@ -46,7 +46,7 @@ def score_of(outputs_NC: torch.Tensor, labels: torch.Tensor, kind: Answer) -> fl
     return float((outputs_NC.argmax(-1) == gold_N).double().mean())
 
 
-def fit(features_ND: torch.Tensor, labels: torch.Tensor, kind: Answer, outputs: int, *, penalty: float = 1e-3, bias: bool = True, steps: int = 100) -> Reader:
+def fit(features_ND: torch.Tensor, labels: torch.Tensor, kind: Answer, outputs: int, *, penalty: float = 1e-3, bias: bool = True, steps: int = 50) -> Reader:
     """Minimises the mean loss + penalty/2 · |weight of standardised features|² by L-BFGS in float64. Without `bias` features are scaled, not centred."""
     values_ND = features_ND.detach().double()
     mean_D = values_ND.mean(0) if bias else torch.zeros(values_ND.shape[1], dtype=torch.float64)

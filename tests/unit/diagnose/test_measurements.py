@@ -161,5 +161,3 @@ def test_plain_loss_weighs_batches_by_their_units(classifier: tuple[load.Loaded,
     with torch.no_grad():
         whole = sum(float(objective(loaded.model, batch)[0]) for batch in batches) / 24
     assert plain_loss(loaded.model, objective, batches) == pytest.approx(whole, rel=1e-5)
-
-

@@ -49,9 +49,14 @@ def test_the_hessian_is_symmetric_and_lanczos_finds_its_ends(net: tuple[torch.nn
 def test_weights_come_back_to_the_bit_even_after_an_error(net: tuple[torch.nn.Module, list[torch.Tensor], hvp.Loss]) -> None:
     _, parameters, _ = net
     before = [p.detach().clone() for p in parameters]
-    with pytest.raises(RuntimeError, match="on purpose"), hvp.moved(parameters, [torch.randn_like(p) for p in parameters], 0.3):
-        assert not torch.equal(parameters[0], before[0])
-        raise RuntimeError("on purpose")
+
+    def interrupted() -> None:
+        with hvp.moved(parameters, [torch.randn_like(p) for p in parameters], 0.3):
+            assert not torch.equal(parameters[0], before[0])
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        interrupted()
     with hvp.placed(parameters, [torch.zeros_like(p) for p in parameters]):
         assert float(parameters[0].detach().abs().sum()) == 0
     assert all(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
