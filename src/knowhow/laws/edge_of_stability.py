@@ -25,7 +25,7 @@ that is linear in its weights cannot sharpen at all (control). With cross-entrop
 warning: no region sharper than 2(1 + β)/η can be trained in at that rate, so η = 2(1 + β)/sharpness is the highest rate at which the present weights
 are stable (`ceiling`), in full-batch descent only.
 
-**Source** Cohen et al. 2021 (arXiv 2103.00065): gradient descent, and momentum in its appendix; Cohen et al. 2022 (arXiv 2207.14484): Adam's 38/η. The
+**Source** Cohen et al. 2021 (arXiv 2103.00065): gradient descent and momentum; Cohen et al. 2022 (arXiv 2207.14484): Adam's 38/η. The
 mechanism: Damian, Nichani and Lee 2023 (arXiv 2209.15594).
 """
 

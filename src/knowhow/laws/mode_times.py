@@ -25,7 +25,7 @@ ones: with as many hidden units as modes (six) the third mode came up to 18% lat
 layer there are no plateaus at all (u = s(1 − e^{−st}); control), and with momentum or Adam time is another. Nonlinear networks follow it only in so far
 as they are linear in the modes concerned.
 
-**Source** Saxe, McClelland and Ganguli 2014 (arXiv 1312.6120), section 1.2: the two-layer equations for aligned modes and their logistic solution.
+**Source** Saxe, McClelland and Ganguli 2014 (arXiv 1312.6120): the two-layer equations for aligned modes and their logistic solution.
 """
 
 from __future__ import annotations
