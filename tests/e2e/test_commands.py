@@ -49,13 +49,19 @@ def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> list
     return [json.loads(line) for line in shown.out.splitlines()]
 
 
+STAGES = ("data", "base", "diagnose", "plan", "baseline", "adapt", "evaluate", "explain", "verify", "package", "report")
+
+
 def test_build_tells_machines_everything(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = said(capsys, "build", "weather.yaml", "--resume", *(word for text in SETS for word in ("--set", text)))
     assert told[0]["event"] == "estimate"
     assert told[0]["memory_gb"] > 0
-    assert [row["stage"] for row in told if row["event"] == "stage"] == ["data", "base", "baseline", "adapt", "evaluate", "explain", "package", "report"]
+    assert [row["stage"] for row in told if row["event"] == "stage"] == list(STAGES)
     end = told[-1]
     assert end["event"] == "done"
+    (before,) = [row["predictions"] for row in told if row["event"] == "predicted"]
+    assert {row["law"] for row in before} == {row["law"] for row in end["predictions"]}
+    assert all(row["verdict"] in ("confirmed", "violated", "not applicable") for row in end["predictions"])
     assert {(row["model"], row["metric"]) for row in end["results"]} == {(model, "macro_f1") for model in ("specialist", "majority", "tfidf-lr")}
     assert Path(end["specialist"], "knowhow.json").is_file()
     assert end["sha256"] == read_json(Path(end["specialist"], "knowhow.json"))["digest"]
@@ -67,7 +73,7 @@ def test_build_tells_people_where_things_are(place: Path, capsys: pytest.Capture
     shown = capsys.readouterr()
     for line in ("macro-F1", "95% interval", "majority", "tfidf-lr", "specialist", "report      file://", "next        knowhow ask weather-"):
         assert line in shown.out, line
-    assert "[8 of 8] report" in shown.err
+    assert "[11 of 11] report" in shown.err
     assert "estimate: " in shown.err
 
 

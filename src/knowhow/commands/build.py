@@ -20,6 +20,8 @@ from knowhow.recipe import PretrainRecipe, Recipe
 from knowhow.workspace import list_runs
 
 ASK_ABOVE_MINUTES = 60.0
+WIDE = 160
+"""Columns of the table of predictions where nobody says how wide a line may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,11 @@ def told(output: Output) -> Callable[[str, Path], None]:
 
         rows = read_json(run / "plan" / "predictions.json")
         output.row({"event": "predicted", "predictions": rows})
-        if not (output.as_json or output.quiet):
-            Console(stderr=True).print(forecasts.text_table(rows))
+        console = Console(stderr=True)
+        if console.is_terminal and not (output.as_json or output.quiet):
+            console.print(forecasts.text_table(rows))
+        else:
+            output.note(f"{len(rows)} numbers predicted before training: {run / 'plan' / 'predictions.json'}")
 
     return say
 
@@ -156,8 +161,9 @@ def _tell(run: Path, output: Output) -> None:
     sentence = tables.verdict_line(results, metric=metric)
     scored = read.load(run).files.get("predictions", [])
     if not output.as_json:
-        Console().print(forecasts.text_table(scored))
-        Console().print(tables.text_table(results, metric=metric))
+        console = Console()
+        console.print(forecasts.text_table(scored), width=None if console.is_terminal else WIDE)
+        console.print(tables.text_table(results, metric=metric))
     paths = f"specialist  {specialist}\nreport      {report.absolute().as_uri()}"
     following = "\n".join(f"{'next' if number == 0 else '':<12}{line}" for number, line in enumerate(_next(run)))
     output.result(
