@@ -53,9 +53,10 @@ def gradients(subject: Subject, batches: Sequence[Batch] | None = None) -> Gradi
     signal = {name: (float(g.double().square().sum()) - square[name]) / max(1, count * (count - 1)) for name, g in total.items()}
     mean = {name: g / count for name, g in total.items()}
     size = math.sqrt(sum(square.values()))
-    if not math.isfinite(size) or size == 0:
-        reason = "are zero: nothing that is trained changes the loss" if size == 0 else "are no numbers"
-        raise UsageError(f"the gradients of the task {reason}", fix="look at the data's labels and at which weights are frozen")
+    if not math.isfinite(size):
+        raise UsageError("the base's loss or its gradients on these rows are no numbers", fix="get the base again from its author, or take another")
+    if size == 0:
+        raise UsageError("the gradients of the task are zero: nothing that is trained changes the loss", fix="look at the data's labels and at what is frozen")
     normal = {name: stable_rank(mean[name] / ((squares[name] / count).sqrt() + 1e-12)) for name in hidden}
     spectra = {name: torch.linalg.svdvals(mean[name].float())[:KEPT].tolist() for name in hidden}
     rows = sum(subject.objective.units(batch) for batch in batches) / count
@@ -71,7 +72,7 @@ def stable_rank(matrix: torch.Tensor) -> float:
 def pull(subject: Subject, found: Gradients) -> list[Measurement]:
     """Per hidden matrix: norm, stable rank |G|²_F/|G|²_2, the share of energy in its first 4 directions, and the share that all batches agree on; the same
     share when the labels are another row's (whatever is left there is not about the task)."""
-    other = gradients(subject, shuffled(subject.batches)) if subject.batches else found
+    other = gradients(subject, shuffled(subject.batches[: (len(subject.batches) + 1) // 2]))
     n, rows = len(subject.batches), []
     for name, values in found.spectra.items():
         energy, site = [v * v for v in values], site_of(name)

@@ -15,8 +15,8 @@ from knowhow.diagnose.subject import RUN, Subject, mean_loss, measured, plain_lo
 from knowhow.maths import hvp
 from knowhow.types import Measurement
 
-DISTANCES = tuple(10 ** (-5 + k / 3) for k in range(12))
-"""Learning rates at which the line is looked at: 1e-5 to about .05, three a decade."""
+DISTANCES = tuple(10 ** (-5 + k / 2) for k in range(8))
+"""Learning rates at which the line is looked at: 1e-5 to .03, two a decade."""
 
 
 @torch.no_grad()
@@ -45,8 +45,8 @@ def along_signs(subject: Subject, found: Gradients, distances: Sequence[float] =
     return rows if ceiling is None else [*rows, measured(RUN, "line.ceiling", ceiling, "learning rate", len(subject.fresh))]
 
 
-STARTS = tuple(10 ** (-2.5 + k / 3) for k in range(11))
-"""About .003 to 7, where training from a fresh head breaks down."""
+STARTS = tuple(10 ** (-2 + k / 2) for k in range(6))
+"""From .01 to 3, where training from a fresh head breaks down."""
 BROKEN = 2.2
 """Times the loss of the untrained model; see laws/learning_rate_ceiling.py."""
 
