@@ -1,8 +1,8 @@
 """Full-batch descent drives curvature up to the edge at which it is just stable, and stays there.
 
 **Statement** In full-batch gradient descent with a constant rate η the largest eigenvalue of the Hessian (sharpness) rises until it reaches 2/η and hovers
-there while the loss goes on falling. With momentum β the edge is 2(1 + β)/η; with Adam it is the eigenvalue of the preconditioned Hessian
-P^−½ H P^−½ that hovers, at 2(1 + β₁)/((1 − β₁)η), which is 38/η for β₁ = .9.
+there while the loss goes on falling. With momentum β the edge is 2(1 + β)/η (there it turns back rather than hovers, see below); with Adam it is the
+eigenvalue of the preconditioned Hessian P^−½ H P^−½ that hovers, at 2(1 + β₁)/((1 − β₁)η), which is 38/η for β₁ = .9.
 
 This is an answer to how what a network becomes follows from the equations of gradient-based learning, and not from the loss alone: the step size chooses
 among the solutions. It is a bound on what can be learned (no minimum sharper than 2/η can be kept) and so a pressure towards flat, simple ones.
@@ -21,10 +21,10 @@ run that ends sooner, or finds a flat minimum first, says nothing: not applicabl
 **Where it fails** With plain momentum the edge is where sharpness turns, not where it stays, and momentum is no experiment of the law: on 256 rows (two
 seeds) β = .8 at η = .15 climbed to 25, 5% over its edge of 24, was thrown back to between 11 and 14, climbed to 24.9 and fell again, and β = .9 at η = .1
 turned at 39.6 (edge 38); its median is then below the edge (violated). Where sharpening is fast the edge is overrun: on 64 rows β = .5 at η = .25 went
-to 16 or more (edge 12) and ended in a minimum of 9, and at η = .4 it diverged. With other rates a flat minimum came first (gate closed). In minibatch training the edge belongs to another quantity (no prediction), and a model
-that is linear in its weights cannot sharpen at all (control). With cross-entropy sharpness comes down again at the end. For a user the edge is a
-warning: no region sharper than 2(1 + β)/η can be trained in at that rate, so η = 2(1 + β)/sharpness is the highest rate at which the present weights
-are stable (`ceiling`), in full-batch descent only.
+to 16 or more (edge 12) and ended in a minimum of 9, and at η = .4 it diverged. With other rates a flat minimum came first (gate closed). In minibatch
+training the edge belongs to another quantity (no prediction), and a model that is linear in its weights cannot sharpen at all (control). With
+cross-entropy sharpness comes down again at the end. For a user the edge is a warning: no region sharper than 2(1 + β)/η can be trained in at that rate,
+so η = 2(1 + β)/sharpness is the highest rate at which the present weights are stable (`ceiling`), in full-batch descent only.
 
 **Source** Cohen et al. 2021 (arXiv 2103.00065): gradient descent and momentum; Cohen et al. 2022 (arXiv 2207.14484): Adam's 38/η. The
 mechanism: Damian, Nichani and Lee 2023 (arXiv 2209.15594).

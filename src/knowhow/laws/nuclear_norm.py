@@ -18,8 +18,9 @@ terms of order η² in the gradients.
 be able to fall a hundredfold, 2ηλ·steps ≥ ln 100, and the singular values no longer move by more than a tenth of the tolerance over the last tenth of the
 run); full rank of the hidden layer; the quadratic form of the loss for the threshold (the inequality and the balance need none).
 
-**Where it fails** With decoupled decay (AdamW) the threshold is not λ/c (control): Adam scales the gradient away and leaves the decay to compete with its
-sign. On one matrix instead of two, L2 shrinks every singular value by the factor c/(c + λ) and cuts none (control). Values close to the threshold need
+**Where it fails** With decoupled decay (AdamW) the threshold is not λ/c (control: nothing was cut, every value stayed at s within .001), so
+nothing here speaks of models trained with AdamW. On one matrix instead of two, L2 shrinks every singular value by the factor c/(c + λ) and cuts none
+(control). Values close to the threshold need
 a time of order 1/|s − λ/c|. Where the decay is small beside the length of the run nothing of this is seen.
 
 **Source** Kobayashi, Akram and von Oswald 2024 (arXiv 2410.23819): the equivalence of the minima and the decay of the discrepancy; figure 1 is repeated
