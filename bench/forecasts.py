@@ -10,10 +10,8 @@ on 2n. `--fit` draws the builds that the laws' constants were fitted on (seeds 0
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from small_tasks import DATA, lines_of, write_parts
 
 from knowhow import run
 from knowhow.files import append_jsonl, read_jsonl
@@ -35,7 +34,6 @@ from knowhow.stages.plan import with_rate
 from knowhow.stages.validation import validation
 
 RESULTS = Path(__file__).parent / "results" / "forecasts.jsonl"
-DATA = Path(os.environ.get("KNOWHOW_DATA", ""))
 TASKS = ("trec", "sst2", "banking77", "traces")
 VALID = 300
 BATCH = 1024
@@ -49,15 +47,6 @@ def draw(seed: int, number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lines_of(task: str) -> list[dict[str, str]]:
-    if task == "banking77":
-        rows = list(csv.reader((DATA / "tasks/banking77/train.tsv").open(), delimiter="\t"))
-        return [{"text": text, "label": label} for label, text in rows if label < "card_n"]
-    name = {"trec": "trec/train.txt", "sst2": "sst2/train.txt"}[task]
-    pairs = [line.split(" ", 1) for line in (DATA / "tasks" / name).read_text("latin-1").splitlines()]
-    return [{"text": text, "label": f"class {label}"} for label, text in pairs]
-
-
 def recipe_of(asked: dict[str, Any], rows: int, folder: Path) -> Recipe:
     phase = {"lr": asked["lr"], "steps": asked["steps"], "batch_tokens": BATCH, "microbatch_tokens": BATCH, "weight_decay": 0.05}
     said: dict[str, Any] = {"name": "forecast", "base": {"model": str(DATA / "weights/stories260K"), "context": 256}, "adapt": [phase], "seed": asked["seed"]}
@@ -66,12 +55,9 @@ def recipe_of(asked: dict[str, Any], rows: int, folder: Path) -> Recipe:
         return Recipe.model_validate({**said, "task": {"kind": "classify", "many": True}, "data": {"generate": made, "audit": False}})
     random = np.random.default_rng([asked["seed"], asked["number"], 7])
     lines = lines_of(asked["task"])
-    order = random.permutation(len(lines))
-    files = {"train": order[VALID : VALID + rows], "valid": order[:VALID], "test": order[-10:]}
-    for part, chosen in files.items():
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(lines[at]) + "\n" for at in chosen))
+    files = write_parts(lines, random.permutation(len(lines)), folder, train=rows, valid=VALID)
     labels = sorted({line["label"] for line in lines})
-    data = {"audit": False, **{part: str(folder / f"{part}.jsonl") for part in files}}
+    data = {"audit": False, **files}
     return Recipe.model_validate({**said, "task": {"kind": "classify", "labels": labels}, "data": data})
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from small_tasks import DATA, lines_of, write_parts
 
 from knowhow import run
 from knowhow.diagnose import layers
@@ -37,7 +37,6 @@ from knowhow.stages import diagnose
 from knowhow.stages.phase import phases
 
 RESULTS = Path(__file__).parent / "results" / "layer_skip.jsonl"
-DATA = Path(os.environ.get("KNOWHOW_DATA", ""))
 TASKS = ("trec", "sst2", "traces")
 STEPS, BATCH, ROWS, VALID = 150, 1024, 2000, 300
 PRETRAIN_STEPS = 400
@@ -78,11 +77,9 @@ def recipe_of(model: str, task: str, seed: int, folder: Path) -> Recipe:
     if task == "traces":
         made = {"domain": "malware", "options": {"tier": "O"}, "train": ROWS, "valid": VALID, "test": 10}
         return Recipe.model_validate({**said, "task": {"many": True}, "data": {"generate": made, "audit": False}})
-    pairs = [line.split(" ", 1) for line in (DATA / f"tasks/{task}/train.txt").read_text("latin-1").splitlines()]
-    order = np.random.default_rng([seed, 17]).permutation(len(pairs))
-    for part, chosen in {"train": order[VALID : VALID + ROWS], "valid": order[:VALID], "test": order[-10:]}.items():
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps({"text": pairs[at][1], "label": f"class {pairs[at][0]}"}) + "\n" for at in chosen))
-    return Recipe.model_validate({**said, "data": {"audit": False, **{part: str(folder / f"{part}.jsonl") for part in ("train", "valid", "test")}}})
+    lines = lines_of(task)
+    files = write_parts(lines, np.random.default_rng([seed, 17]).permutation(len(lines)), folder, train=ROWS, valid=VALID)
+    return Recipe.model_validate({**said, "data": {"audit": False, **files}})
 
 
 def build(model: str, name: str, task: str, seed: int) -> dict[str, Any]:

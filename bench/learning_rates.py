@@ -12,12 +12,12 @@ import argparse
 import csv
 import json
 import math
-import os
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from small_tasks import DATA, lines_of
 
 from knowhow import run
 from knowhow.experiments.language import decoder
@@ -30,7 +30,6 @@ from knowhow.stages import diagnose
 from knowhow.stages.phase import phases
 
 RESULTS = Path(__file__).parent / "results" / "learning_rates.jsonl"
-DATA = Path(os.environ.get("KNOWHOW_DATA", ""))
 STEPS, LAST, TOKENS = 200, 20, 512
 LOW, HIGH, FACTOR = 1e-4, 3.0, 1.2
 
@@ -40,9 +39,8 @@ def rows_of(task: str, folder: Path) -> Path:
     out = folder / f"{task}.jsonl"
     with out.open("w") as file:
         if task == "trec":
-            for line in (DATA / "tasks/trec/train.txt").read_text("latin-1").splitlines():
-                label, text = line.split(" ", 1)
-                file.write(json.dumps({"text": text, "label": f"class {label}"}) + "\n")
+            for line in lines_of(task):
+                file.write(json.dumps(line) + "\n")
         else:
             for label, text in csv.reader((DATA / "tasks/banking77/train.tsv").open(), delimiter="\t"):
                 file.write(json.dumps({"prompt": text, "completion": label}) + "\n")

@@ -11,10 +11,7 @@ largest rise of general text's loss that all arms of a seed have reached by thei
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
-import json
-import os
 import tempfile
 import time
 import warnings
@@ -29,21 +26,22 @@ from peft.tuners.lora.config import LoraGAConfig
 from peft.tuners.lora.eva import initialize_lora_eva_weights
 from peft.tuners.lora.loraga import preprocess_loraga
 from scipy import stats
+from small_tasks import DATA, lines_of, write_parts
 
 from knowhow import plan, run
 from knowhow.diagnose import gradients
-from knowhow.diagnose.subject import Subject, site_of
+from knowhow.diagnose.subject import Subject
 from knowhow.files import append_jsonl, read_jsonl
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train
 from knowhow.model import adapters, load
+from knowhow.model.loaded import site_of
 from knowhow.recipe import Recipe
 from knowhow.stages import diagnose
 from knowhow.stages.phase import phases
 from knowhow.stages.validation import validation
 
 RESULTS = Path(__file__).parent / "results" / "rank_patterns.jsonl"
-DATA = Path(os.environ.get("KNOWHOW_DATA", ""))
 TASKS = ("trec", "sst2", "banking77")
 ARMS = ("planned", "uniform", "mlp only", "random", "adalora", "eva", "lora-ga")
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -52,24 +50,13 @@ STEPS, BATCH, RANK, TRAIN, VALID = 120, 1024, 4, 1500, 400
 LOOKS = (8, 16, 30, 60, 90, 120)
 
 
-def lines_of(task: str) -> list[dict[str, str]]:
-    if task == "banking77":
-        rows = list(csv.reader((DATA / "tasks/banking77/train.tsv").open(), delimiter="\t"))
-        return [{"text": text, "label": label} for label, text in rows if label < "card_n"]
-    name = {"trec": "trec/train.txt", "sst2": "sst2/train.txt"}[task]
-    pairs = [line.split(" ", 1) for line in (DATA / "tasks" / name).read_text("latin-1").splitlines()]
-    return [{"text": text, "label": f"class {label}"} for label, text in pairs]
-
-
 def recipe_of(task: str, seed: int, folder: Path) -> Recipe:
     lines = lines_of(task)
     order = np.random.default_rng([seed, 11]).permutation(len(lines))
-    files = {"train": order[VALID : VALID + TRAIN], "valid": order[:VALID], "test": order[-10:]}
-    for part, chosen in files.items():
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(lines[at]) + "\n" for at in chosen))
+    files = write_parts(lines, order, folder, train=TRAIN, valid=VALID)
     said = {"name": "ranks", "seed": seed, "base": {"model": str(DATA / "weights/stories260K"), "context": 128}}
     phase = {"steps": STEPS, "batch_tokens": BATCH, "microbatch_tokens": BATCH, "weight_decay": 0.0}
-    data = {"audit": False, **{part: str(folder / f"{part}.jsonl") for part in files}}
+    data = {"audit": False, **files}
     return Recipe.model_validate({**said, "task": {"labels": sorted({line["label"] for line in lines})}, "data": data, "adapt": [phase]})
 
 
@@ -80,8 +67,9 @@ def matrices_of(phase: Any, at: Any, rows: Any) -> tuple[dict[str, plan.Matrix],
     loaded.model.eval()
     diagnose.read_off(at, loaded, batches)
     subject = Subject(loaded.model, phase.objective(rows, loaded), batches[: diagnose.PULLS], [], head=tuple(load.head_modules(loaded.model)))
-    found, hidden = gradients.gradients(subject), subject.matrices()
-    return {site_of(name): plan.Matrix(*hidden[name].shape, values) for name, values in found.spectra.items()}, batches
+    hidden = subject.matrices()
+    spectra = gradients.spectra(gradients.gradients(subject))
+    return {site_of(name): plan.Matrix(*hidden[name].shape, values[: gradients.KEPT].tolist()) for name, values in spectra.items()}, batches
 
 
 def random_pattern(matrices: dict[str, plan.Matrix], parameters: int, seed: int) -> dict[str, int]:

@@ -39,7 +39,7 @@ class Matrix:
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What the recipe says: `own`: choices that the user made (name → value); `parameters`: trainable ones an adapter may have (None: no adapter);
-    `forgetting`: the most nats per token of general text; `minutes` for training and `seconds_per_step` when it was measured."""
+    `forgetting`: the most nats per token of general text."""
 
     own: Mapping[str, Any] = field(default_factory=dict)
     parameters: int | None = None

@@ -83,9 +83,10 @@ def build(
 
 
 def flow(
-    recipe: Recipe, *, runs: Path, resume: bool, start_from: Path | None, progress: Progress, root: Path, until: str = "report", beside: Beside = Beside()
+    recipe: Recipe, *, runs: Path, resume: bool | None, start_from: Path | None, progress: Progress, root: Path,
+    until: str = "report", beside: Beside = Beside(),
 ) -> Build:  # fmt: skip
-    """The stages up to `until`, each sealed; what a later build of the same recipe goes on from."""
+    """The stages up to `until`, each sealed; what a later build of the same recipe goes on from. `resume` None: where there is such a run."""
     asked = recipe.model_dump(mode="json")
     asked_digest = digest({"recipe": asked, "from": start_from and digest_folder(start_from)})
     run = open_run(runs, recipe.name, asked_digest, resume=resume)

@@ -59,6 +59,9 @@ class Completion:
     reward: float | None = None
 
 
+RUN = "run"
+"""The site of facts, measurements and predictions about a run as a whole."""
+
 DISTRACTOR = "distractor"
 """The kind of a span that looks like evidence and is none."""
 

@@ -140,11 +140,12 @@ def list_runs(runs: Path) -> list[Run]:
     return [Run(folder) for folder in sorted(folders, key=lambda folder: (folder / "run.json").stat().st_mtime)]
 
 
-def open_run(runs: Path, name: str, recipe_digest: str, *, resume: bool) -> Run:
-    """The folder for a build: on resume the newest of this recipe, otherwise a fresh one (name, first eight digits of the recipe's digest, -2, -3 …)."""
+def open_run(runs: Path, name: str, recipe_digest: str, *, resume: bool | None) -> Run:
+    """The folder for a build: on resume the newest of this recipe, otherwise a fresh one (name, first eight digits of the recipe's digest, -2, -3 …).
+    None: the newest if there is one."""
     stem = f"{name[:50]}-{recipe_digest[:8]}"
     same = [run for run in list_runs(runs) if run.folder.name == stem or run.folder.name.startswith(stem + "-")]
-    if resume:
+    if resume or (resume is None and same):
         if not same:
             fix = "leave --resume away, or give the same --set values and --runs folder as before"
             raise UsageError(f"nothing to resume: no run of this recipe in {runs}", fix=fix)

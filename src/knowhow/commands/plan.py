@@ -13,7 +13,6 @@ from typing import Any
 from knowhow import reading
 from knowhow.commands.build import How, specialist_recipe
 from knowhow.commands.output import Output, table
-from knowhow.errors import UsageError
 from knowhow.files import read_json
 
 RUN_FIRST = ("noise.scale", "line.ceiling", "overlap.general", "sink.share", "rows", "tokens", "classes")
@@ -51,14 +50,8 @@ def _until(stage: str, path: Path, sets: Sequence[str], how: How, output: Output
     keep_memory()
     asked, root = reading.expanded(recipe), path.absolute().parent
     with output.progress() as progress:
-        for resume in (True, False):
-            try:
-                at = run.flow(asked, runs=how.runs, resume=resume, start_from=None, progress=progress, root=root, until=stage)
-                return at.run.folder
-            except UsageError as error:
-                if not resume or "nothing to resume" not in str(error):
-                    raise
-    raise AssertionError("one of the two runs or raises")
+        at = run.flow(asked, runs=how.runs, resume=None, start_from=None, progress=progress, root=root, until=stage)
+    return at.run.folder
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 
 from knowhow.diagnose.gradients import Gradients
-from knowhow.diagnose.subject import RUN, Subject, mean_loss, measured, plain_loss
+from knowhow.diagnose.subject import Subject, mean_loss, measured, plain_loss
 from knowhow.maths import hvp
-from knowhow.types import Measurement
+from knowhow.protocols import Objective
+from knowhow.types import RUN, Batch, Measurement
 
 DISTANCES = tuple(10 ** (-5 + k / 2) for k in range(8))
 """Learning rates at which the line is looked at: 1e-5 to .03, two a decade."""
@@ -24,25 +25,34 @@ def along_signs(subject: Subject, found: Gradients, distances: Sequence[float] =
     """Loss on fresh rows at θ − d·sign(G) for each distance d (site `d`), of the task and of general text, relative to d = 0, in nats; and the ceiling
     of one step: the distance at which the loss of the task is back where it began, interpolated in the logarithm (run, `line.ceiling`); `line.best` is the
     distance with the lowest loss."""
-    parameters = subject.trained()
-    signs = [-found.mean[name].sign() for name in parameters]
-    weights = list(parameters.values())
-    start = plain_loss(subject.model, subject.objective, subject.fresh)
-    texts = subject.general_objective
-    general = plain_loss(subject.model, texts, subject.general) if texts is not None and subject.general else 0.0
-    rows, rises = [measured(RUN, "line.start", start, "nats", len(subject.fresh))], []
-    for distance in distances:
-        with hvp.moved(weights, signs, distance):
-            rises.append(plain_loss(subject.model, subject.objective, subject.fresh) - start)
-            rows.append(measured(f"{distance:.3g}", "line.task", rises[-1], "nats", len(subject.fresh)))
-            if texts is not None and subject.general:
-                rise = plain_loss(subject.model, texts, subject.general) - general
-                rows.append(measured(f"{distance:.3g}", "line.general", rise, "nats", len(subject.general)))
+    looks: list[tuple[Objective, Sequence[Batch]]] = [(subject.objective, subject.fresh)]
+    if subject.general_objective is not None and subject.general:
+        looks.append((subject.general_objective, subject.general))
+    (start, *_), walked = walk(subject, list(found.mean.values()), distances, looks)
+    n, rises = len(subject.fresh), [rise for rise, *_ in walked]
+    rows = [measured(RUN, "line.start", start, "nats", n)]
+    for distance, each in zip(distances, walked, strict=True):
+        for metric, rise, (_, batches) in zip(("line.task", "line.general"), each, looks, strict=False):
+            rows.append(measured(f"{distance:.3g}", metric, rise, "nats", len(batches)))
     best = min(zip(rises, distances, strict=True))
     if best[0] < 0:
-        rows.append(measured(RUN, "line.best", best[1], "learning rate", len(subject.fresh)))
+        rows.append(measured(RUN, "line.best", best[1], "learning rate", n))
     ceiling = crossing(distances, rises)
-    return rows if ceiling is None else [*rows, measured(RUN, "line.ceiling", ceiling, "learning rate", len(subject.fresh))]
+    return rows if ceiling is None else [*rows, measured(RUN, "line.ceiling", ceiling, "learning rate", n)]
+
+
+@torch.no_grad()
+def walk(
+    subject: Subject, gradient: Sequence[torch.Tensor], distances: Sequence[float], looks: Sequence[tuple[Objective, Sequence[Batch]]]
+) -> tuple[list[float], list[list[float]]]:
+    """Of each look (an objective and its rows): the loss where the weights are, and at each distance along −sign(gradient) the rise over it."""
+    weights, signs = list(subject.trained().values()), [-part.sign() for part in gradient]
+    starts = [plain_loss(subject.model, objective, batches) for objective, batches in looks]
+    rises = []
+    for distance in distances:
+        with hvp.moved(weights, signs, distance):
+            rises.append([plain_loss(subject.model, *look) - start for look, start in zip(looks, starts, strict=True)])
+    return starts, rises
 
 
 STARTS = tuple(10 ** (-2 + k / 2) for k in range(6))
@@ -54,14 +64,9 @@ BROKEN = 2.2
 def from_the_start(subject: Subject, batches: int = 2) -> list[Measurement]:
     """The distance along −sign(G) at which the loss is BROKEN times that of the untrained model, its fresh head included, and stays above (run,
     `start.ceiling`). The gradient is that of a few batches."""
-    parameters = subject.trained()
-    loss = mean_loss(subject.model, subject.objective, subject.batches[:batches])
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    signs = [torch.zeros_like(p) if g is None else -g.sign() for p, g in zip(parameters.values(), found, strict=True)]
-    start, rises = plain_loss(subject.model, subject.objective, subject.fresh), []
-    for distance in STARTS:
-        with hvp.moved(list(parameters.values()), signs, distance):
-            rises.append(plain_loss(subject.model, subject.objective, subject.fresh) - start)
+    gradient = hvp.gradient(lambda: mean_loss(subject.model, subject.objective, subject.batches[:batches]), list(subject.trained().values()))
+    (start,), walked = walk(subject, gradient, STARTS, [(subject.objective, subject.fresh)])
+    rises = [rise for (rise,) in walked]
     rows = [measured(f"{d:.3g}", "start.task", rise, "nats", len(subject.fresh)) for d, rise in zip(STARTS, rises, strict=True)]
     ceiling = crossing(STARTS, [rise - (BROKEN - 1) * start for rise in rises])
     return rows if ceiling is None else [*rows, measured(RUN, "start.ceiling", ceiling, "learning rate", len(subject.fresh))]

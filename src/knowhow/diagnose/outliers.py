@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 
-from knowhow.diagnose.subject import RUN, measured
+from knowhow.diagnose.subject import measured
 from knowhow.maths.spectra import kurtosis
 from knowhow.model.loaded import without_adapter
 from knowhow.model.sites import body
 from knowhow.model.taps import tap
-from knowhow.types import Batch, Measurement
+from knowhow.types import RUN, Batch, Measurement
 
 EPSILON = 0.3
 """Mean attention to the first token above which a head counts as a sink (Gu 2024, arXiv 2410.10781, sec. 3)."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from knowhow.diagnose.subject import RUN, measured
+from knowhow.diagnose.subject import measured
 from knowhow.maths.linear import Answer, fit, loss_of, score_of
 from knowhow.model.loaded import without_adapter
 from knowhow.model.sites import body
 from knowhow.model.taps import tap
-from knowhow.types import Batch, Measurement
+from knowhow.types import RUN, Batch, Measurement
 
 PENALTIES = (1e-3, 1e-2, 1e-1)
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from knowhow.model.loaded import hidden_matrices
 from knowhow.protocols import Objective
 from knowhow.types import Batch, Measurement
-
-RUN = "run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +35,11 @@ class Subject:
 
     def matrices(self) -> dict[str, torch.Tensor]:
         """Hidden weight matrices: neither embeddings nor the head."""
-        tables = {id(module.weight) for module in self.model.modules() if isinstance(module, torch.nn.Embedding)}
-        return {
-            name: p for name, p in self.trained().items() if p.ndim == 2 and id(p) not in tables and not name.startswith(self.head) and "lm_head" not in name
-        }
+        return {name: p for name, p in hidden_matrices(self.model).items() if not name.startswith(self.head)}
 
 
 def measured(site: str, metric: str, value: float, unit: str, n: int) -> Measurement:
     return Measurement(site, metric, float(value), unit, n)
-
-
-def site_of(name: str) -> str:
-    """The place of a weight as reports name it: `layers.3.mlp.up_proj`."""
-    return name.removesuffix(".weight").removeprefix("base_model.model.").removeprefix("model.")
 
 
 def mean_loss(model: torch.nn.Module, objective: Objective, batches: Sequence[Batch]) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from knowhow.experiments.system import System, system
 from knowhow.files import digest
 from knowhow.laws.law import RUN, Experiment, Judgement, Law, judge
-from knowhow.loop.optim import Optim, OptimSpec, schedule
+from knowhow.loop.optim import Optim, OptimSpec, facts, schedule
 from knowhow.loop.step import LoopSpec, train
 from knowhow.observe import observer
 from knowhow.observe.looking import merged
@@ -32,15 +32,7 @@ class Outcome:
 def known(experiment: Experiment, at: System) -> Diagnosis:
     """Settings and facts before the first step."""
     spec = OptimSpec(**experiment.optimizer)
-    settings = {
-        "lr": spec.lr,
-        "weight_decay": spec.weight_decay,
-        "momentum": spec.momentum if spec.rule == "sgd" else spec.betas[0],
-        "beta2": 0.0 if spec.rule == "sgd" else spec.betas[1],
-        "adam": float(spec.rule == "adamw"),
-        "steps": experiment.steps,
-        "clip": experiment.clip,
-    }
+    settings = {"lr": spec.lr, **facts(spec), "steps": experiment.steps, "clip": experiment.clip}
     rows = [Measurement(RUN, name, float(value), "", 1) for name, value in {**settings, **at.facts}.items()]
     measurements = (*rows, *at.sites)
     return Diagnosis(measurements, digest([[m.site, m.metric, m.value] for m in measurements]))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from knowhow.laws.law import Law, by_site, compared, fact, not_applicable, predicted, values
+from knowhow.laws.law import Law, by_site, fact, last_of, predicted
 from knowhow.types import Diagnosis, Prediction, Scored, Trace
 
 NAME = "forgetting"
@@ -62,11 +62,7 @@ def predict(diagnosis: Diagnosis) -> Sequence[Prediction]:
 
 
 def score(predictions: Sequence[Prediction], trace: Trace) -> Sequence[Scored]:
-    measured = values(trace, "forgetting.measured")
-    own = [p for p in predictions if p.law == NAME]
-    if not measured:
-        return [not_applicable(one, "the loss on general text was not measured after training") for one in own]
-    return [compared(one, measured[-1]) for one in own]
+    return last_of(predictions, NAME, trace, "forgetting.measured", "the loss on general text was not measured after training")
 
 
 LAW = Law(NAME, __doc__, "use", "the 90% interval holds the measured rise in 80 to 97% of builds", predict, score, ())

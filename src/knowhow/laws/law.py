@@ -12,10 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from knowhow.types import Diagnosis, Measurement, Prediction, Scored, Trace, Verdict
-
-RUN = "run"
-"""The site of facts and predictions about a run as a whole."""
+from knowhow.types import RUN, Diagnosis, Measurement, Prediction, Scored, Trace, Verdict
 
 Predict = Callable[[Diagnosis], Sequence[Prediction]]
 Score = Callable[[Sequence[Prediction], Trace], Sequence[Scored]]
@@ -136,6 +133,13 @@ def compared(prediction: Prediction, measured: float, *, residual: float | None 
 
 def not_applicable(prediction: Prediction, because: str, *, measured: float | None = None, inside: float = 0.0) -> Scored:
     return Scored(prediction, measured, None, "not applicable", because, inside)
+
+
+def last_of(predictions: Sequence[Prediction], law: str, trace: Trace, name: str, otherwise: str) -> list[Scored]:
+    """The law's predictions beside the last value of a column; not applicable, because `otherwise`, where it was not measured."""
+    measured = values(trace, name)
+    own = [one for one in predictions if one.law == law]
+    return [compared(one, measured[-1]) for one in own] if measured else [not_applicable(one, otherwise) for one in own]
 
 
 def summed_up(scored: Sequence[Scored]) -> Verdict:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from knowhow.laws.law import Law, by_site, compared, fact, not_applicable, predicted, values
+from knowhow.laws.law import Law, by_site, fact, last_of, predicted
 from knowhow.types import Diagnosis, Prediction, Scored, Trace
 
 NAME = "more-data"
@@ -51,11 +51,7 @@ def predict(diagnosis: Diagnosis) -> Sequence[Prediction]:
 
 
 def score(predictions: Sequence[Prediction], trace: Trace) -> Sequence[Scored]:
-    measured = values(trace, "more_data.gain")
-    own = [p for p in predictions if p.law == NAME]
-    if not measured:
-        return [not_applicable(one, "a build with twice the rows was not made; it takes one to know") for one in own]
-    return [compared(one, measured[-1]) for one in own]
+    return last_of(predictions, NAME, trace, "more_data.gain", "a build with twice the rows was not made; it takes one to know")
 
 
 LAW = Law(NAME, __doc__, "use", "the 90% interval holds the measured gain in 80 to 97% of builds", predict, score, ())

@@ -34,6 +34,17 @@ class OptimSpec:
     muon_lr: float | None = None
 
 
+def facts(spec: OptimSpec) -> dict[str, float]:
+    """What laws read of an optimizer before a run, but its rate: `adam` 1 where AdamW moves every weight; momentum is β₁ then."""
+    adam = spec.rule == "adamw"
+    return {
+        "weight_decay": spec.weight_decay,
+        "momentum": spec.betas[0] if adam else spec.momentum,
+        "beta2": spec.betas[1] if adam else 0.0,
+        "adam": float(adam and spec.muon_lr is None),
+    }
+
+
 class Optim:
     """One or two torch optimizers behind one step; learning rates are the group's `initial_lr` × the schedule's factor."""
 

@@ -60,3 +60,15 @@ def without_adapter(model: torch.nn.Module) -> torch.nn.Module:
 def cache_name(model: torch.nn.Module) -> str:
     """What this model calls its key-value cache, in a forward pass and in what that returns: `cache` from transformers 5.24, `past_key_values` before."""
     return "cache" if "cache" in inspect.signature(without_adapter(model).forward).parameters else "past_key_values"
+
+
+def hidden_matrices(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Trained matrices by name, without embeddings and whatever is tied to them, and without the language-model head."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim == 2}
+    return {name: p for name, p in trained.items() if id(p) not in tables and "lm_head" not in name and "embed" not in name}
+
+
+def site_of(name: str) -> str:
+    """The place of a weight as reports name it: `layers.3.mlp.up_proj`."""
+    return name.removesuffix(".weight").removeprefix("base_model.model.").removeprefix("model.")

@@ -13,8 +13,7 @@ import torch
 from knowhow.data.batch import IGNORE
 from knowhow.loop.step import Precision, autocast
 from knowhow.maths.spectra import spread
-from knowhow.model.loaded import device_of
-from knowhow.observe.spectra import hidden_matrices, site_of
+from knowhow.model.loaded import device_of, hidden_matrices, site_of
 from knowhow.types import Batch, StepInfo
 
 EARLY, LATE = 50, 500

@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from knowhow.maths.spectra import participation
-from knowhow.model.loaded import device_of, without_adapter
+from knowhow.model.loaded import device_of, hidden_matrices, site_of, without_adapter
 from knowhow.model.sites import body
 from knowhow.model.taps import tap
 from knowhow.observe.looking import head_rows, unnoticed
-from knowhow.observe.spectra import hidden_matrices, site_of
 from knowhow.observe.when import When
 from knowhow.types import Batch, StepInfo
 

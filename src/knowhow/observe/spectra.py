@@ -12,7 +12,7 @@ from dataclasses import asdict
 import torch
 
 from knowhow.maths.spectra import spread
-from knowhow.observe.looking import trained
+from knowhow.model.loaded import hidden_matrices, site_of
 from knowhow.observe.when import When
 from knowhow.types import StepInfo
 
@@ -50,16 +50,6 @@ class Spectra:
 
     def rows(self) -> Sequence[Mapping[str, float]]:
         return self._rows
-
-
-def hidden_matrices(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Trained matrices by name, without embeddings and whatever is tied to them, and without the language-model head."""
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    return {name: p for name, p in trained(model).items() if p.ndim == 2 and id(p) not in tables and "lm_head" not in name and "embed" not in name}
-
-
-def site_of(name: str) -> str:
-    return name.removesuffix(".weight").removeprefix("model.")
 
 
 def _columns(prefix: str, matrix: torch.Tensor) -> dict[str, float]:

@@ -53,7 +53,7 @@ def _line(law: str, quantity: str, rows: Sequence[Mapping[str, Any]]) -> dict[st
     counts = {verdict: sum(row.get("verdict") == verdict for row in rows) for verdict in ORDER}
     first = next((verdict for verdict in ORDER if counts[verdict]), "")
     if len(rows) > 1:
-        first = first if counts["confirmed"] <= counts["violated"] or not first else "confirmed" if counts["confirmed"] else first
+        first = "confirmed" if counts["confirmed"] > counts["violated"] else first
         verdict = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     else:
         verdict = first

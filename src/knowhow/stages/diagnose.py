@@ -12,23 +12,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from knowhow.adapt.lm import decoder
-from knowhow.data.batch import Rows, TokenBudget
+from knowhow.data import batch as batching
+from knowhow.data.batch import IGNORE, Rows, TokenBudget
 from knowhow.diagnose import gradients, layers, line, outliers, probes
-from knowhow.diagnose.subject import RUN, Subject, at_rest, mean_loss, measured, site_of
+from knowhow.diagnose.subject import Subject, at_rest, mean_loss, measured
 from knowhow.errors import UsageError
 from knowhow.evaluate.forgetting import general_text
 from knowhow.evaluate.gold import answer_kind
 from knowhow.files import digest, write_json
+from knowhow.loop import optim
+from knowhow.maths import hvp
 from knowhow.maths.linear import Answer, fit
 from knowhow.maths.losses import linear_cross_entropy
 from knowhow.model import infer, load
-from knowhow.recipe import PhaseSpec
+from knowhow.model.loaded import site_of
 from knowhow.stages.common import Build
 from knowhow.stages.phase import Phase, phases
-from knowhow.types import Batch, Diagnosis, Measurement
+from knowhow.stages.training import optimizer, steps_of
+from knowhow.types import RUN, Batch, Diagnosis, Measurement
 
 MOST_TOKENS, LEAST_TOKENS, SHARE = 2048, 256, 500
 """A batch of the diagnosis has 1 in SHARE of the tokens that training will see, within these bounds: no build is diagnosed for longer than it trains."""
@@ -54,11 +59,11 @@ class GeneralText:
     def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         hidden_BTD = decoder(model)(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state
         weight_VD = model.get_input_embeddings().weight if self.weight_VD is None else self.weight_VD
-        chosen_N = batch.targets_BT.flatten() != -100
+        chosen_N = batch.targets_BT.flatten() != IGNORE
         return linear_cross_entropy(hidden_BTD.flatten(0, 1)[chosen_N], weight_VD, batch.targets_BT.flatten()[chosen_N]), {}
 
     def units(self, batch: Batch) -> float:
-        return float((batch.targets_BT != -100).sum())
+        return float((batch.targets_BT != IGNORE).sum())
 
 
 def diagnose(phase: Phase, build: Build) -> tuple[Diagnosis, dict[str, Any]]:
@@ -66,19 +71,19 @@ def diagnose(phase: Phase, build: Build) -> tuple[Diagnosis, dict[str, Any]]:
     phase = replace(phase, spec=phase.spec.model_copy(update={"method": "full", "compile": False, "drop_tokens": 0.0}), parent=build.base, number=0)
     loaded = phase.fresh()
     rows = phase.rows("train")
-    size = min(MOST_TOKENS, max(LEAST_TOKENS, length_of(phase, rows) * phase.spec.batch_tokens // SHARE))
+    steps = steps_of(phase.spec, phase.batches(rows, loaded.tokenizer.pad_token_id).steps_per_epoch())
+    size = min(MOST_TOKENS, max(LEAST_TOKENS, steps * phase.spec.batch_tokens // SHARE))
     batches = some(rows, loaded.tokenizer.pad_token_id, build.recipe.seed, phase.language_model, size)
     say = partial(build.progress, "diagnose")
     general = general_rows(build, loaded) if loaded.kind == "causal" else None
     with at_rest(loaded.model):
         subject = _subject(phase, rows, loaded, batches, general)
-        found = settings(phase, build, rows)
-        steps: list[Callable[[], list[Measurement]]] = []
+        found = settings(phase, build, rows, steps)
         found += line.from_the_start(subject)
         if phase.spec.objective == "classify":
             found += read_off(build, loaded, batches)
-        pulled: list[gradients.Gradients] = []
-        steps += [partial(_pulls, subject, pulled), lambda: line.along_signs(subject, pulled[0])]
+        first = gradients.gradients(subject)
+        spectra = gradients.spectra(first)
         looks = [
             partial(layers.skips, loaded.model, subject.objective, subject.fresh, metric="skip.task"),
             partial(layers.turns, loaded.model, subject.fresh[0]),
@@ -88,38 +93,32 @@ def diagnose(phase: Phase, build: Build) -> tuple[Diagnosis, dict[str, Any]]:
             looks.append(partial(layers.skips, loaded.model, general[0], general[1][:1], metric="skip.general", parts=False))
         if loaded.kind == "causal":
             looks.append(partial(outliers.sinks, loaded.model, subject.fresh[0]))
-        steps += [partial(_where_known, build, look) for look in looks]
-        for at, step in enumerate(steps):
-            say(at, len(steps))
+        todo: list[Callable[[], list[Measurement]]] = [
+            partial(gradients.pull, subject, first, spectra),
+            partial(gradients.noise, first, len(subject.batches)),
+            partial(_overlap, subject, first),
+            partial(line.along_signs, subject, first),
+            *(partial(_where_known, build, look) for look in looks),
+        ]
+        for at, step in enumerate(todo):
+            say(at, len(todo))
             found += step()
-        say(len(steps), len(steps))
+        say(len(todo), len(todo))
     kept = tuple(m for m in found if math.isfinite(m.value))
-    hidden = subject.matrices()
-    spectra = {site_of(name): {"shape": list(hidden[name].shape), "values": values} for name, values in pulled[0].spectra.items()}
-    return Diagnosis(kept, digest([[m.site, m.metric, m.value] for m in kept])), spectra
+    pulled = {site_of(name): {"shape": list(first.mean[name].shape), "values": values[: gradients.KEPT].tolist()} for name, values in spectra.items()}
+    return Diagnosis(kept, digest([[m.site, m.metric, m.value] for m in kept])), pulled
 
 
-def settings(phase: Phase, build: Build, rows: Rows) -> list[Measurement]:
-    """Facts about the run that is planned, but its learning rate: what a law needs besides the base."""
+def settings(phase: Phase, build: Build, rows: Rows, steps: int) -> list[Measurement]:
+    """Facts about the run that is planned, but its learning rate: what a law needs besides the base. `schedule`: the mean of its factor over the steps."""
     spec, task = phase.spec, build.task
-    tokens = int(rows.offsets[-1])
+    factor = optim.schedule(spec.schedule, steps, warmup=spec.warmup)
     facts = {
-        "schedule": mean_factor(spec), "units.rows": float(spec.objective == "classify"), "weight_decay": spec.weight_decay,
-        "momentum": 0.9, "beta2": 0.95, "adam": 1.0, "clip": spec.clip,
-        "rows": len(rows), "tokens": tokens, "batch_tokens": spec.batch_tokens, "warmup": spec.warmup, "classes": len(task.labels),
-        "steps": length_of(phase, rows),
+        "schedule": sum(factor(step) for step in range(1, steps + 1)) / steps, "units.rows": float(spec.objective == "classify"),
+        **optim.facts(optimizer(spec, 0.0)), "clip": spec.clip, "rows": len(rows), "tokens": int(rows.offsets[-1]), "batch_tokens": spec.batch_tokens,
+        "warmup": spec.warmup, "classes": len(task.labels), "steps": steps,
     }  # fmt: skip
     return [measured(RUN, name, float(value), "", 1) for name, value in facts.items()]
-
-
-def length_of(phase: Phase, rows: Rows) -> int:
-    """Optimizer steps of the phase; of one given in minutes, what three passes would take."""
-    return phase.spec.steps or max(1, round((phase.spec.epochs or 3.0) * int(rows.offsets[-1]) / phase.spec.batch_tokens))
-
-
-def mean_factor(spec: PhaseSpec) -> float:
-    """Mean of the schedule's factor over the steps: cosine ½, wsd .9, constant 1, less half the warm-up."""
-    return {"cosine": 0.5, "wsd": 0.9, "constant": 1.0}[spec.schedule] * (1 - spec.warmup / 2)
 
 
 def read_off(build: Build, loaded: load.Loaded, batches: Sequence[Batch]) -> list[Measurement]:
@@ -150,17 +149,16 @@ def _where_known(build: Build, look: Callable[[], list[Measurement]]) -> list[Me
         return []
 
 
-def _pulls(subject: Subject, kept: list[gradients.Gradients]) -> list[Measurement]:
-    kept.append(gradients.gradients(subject))
-    found = gradients.pull(subject, kept[0]) + gradients.noise(kept[0], len(subject.batches))
-    if subject.general_objective is not None:
-        parameters = subject.trained()
-        general = torch.autograd.grad(mean_loss(subject.model, subject.general_objective, subject.general), list(parameters.values()), allow_unused=True)
-        pairs = [(kept[0].mean[name], g) for name, g in zip(parameters, general, strict=True) if g is not None]
-        both = sum(float((a.double() * b.double()).sum()) for a, b in pairs)
-        sizes = [math.sqrt(sum(float(pair[side].double().square().sum()) for pair in pairs)) for side in (0, 1)]
-        found.append(measured(RUN, "overlap.general", both / max(sizes[0] * sizes[1], 1e-30), "cosine", len(subject.general)))
-    return found
+def _overlap(subject: Subject, first: gradients.Gradients) -> list[Measurement]:
+    """Cosine of the task's first gradient and that of general text; nothing without general text."""
+    texts = subject.general_objective
+    if texts is None:
+        return []
+    task = list(first.mean.values())
+    general = hvp.gradient(lambda: mean_loss(subject.model, texts, subject.general), list(subject.trained().values()))
+    shared = [part for part, other in zip(task, general, strict=True) if bool(other.any())]
+    sizes = math.sqrt(hvp.dot(shared, shared) * hvp.dot(general, general))
+    return [measured(RUN, "overlap.general", hvp.dot(task, general) / max(sizes, 1e-30), "cosine", len(subject.general))]
 
 
 def _subject(phase: Phase, rows: Rows, loaded: load.Loaded, batches: Sequence[Batch], general: tuple[GeneralText, list[Batch]] | None) -> Subject:
@@ -185,13 +183,11 @@ def general_rows(build: Build, loaded: load.Loaded) -> tuple[GeneralText, list[B
     """General text as next-token rows of 256 tokens, and the objective that reads them."""
     texts = infer.encode(loaded.tokenizer, general_text()[:GENERAL], context=min(256, loaded.context))
     long = [row for row in texts if len(row) > 2]
-    width = max(map(len, long))
-    tokens_BT = torch.tensor([row + [loaded.tokenizer.pad_token_id] * (width - len(row)) for row in long])
-    targets_BT = torch.tensor([row[1:] + [-100] * (width - len(row) + 1) for row in long])
-    mask_BT = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in long])
+    made = batching.rows(long, [str(at) for at in range(len(long))])
+    batch = batching.collate(made, np.arange(len(made)), pad=loaded.tokenizer.pad_token_id, language_model=True)
     tied = loaded.model.config.get_text_config().tie_word_embeddings
     head = None if tied else load.load(build.base, head="lm", seed=build.recipe.seed).model.get_output_embeddings().weight.detach()
-    return GeneralText(head), [Batch(tokens_BT, mask_BT, targets_BT)]
+    return GeneralText(head), [batch]
 
 
 def _reader(model: torch.nn.Module) -> Any:

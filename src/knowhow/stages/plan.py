@@ -17,7 +17,7 @@ from knowhow.laws.law import RUN, fact
 from knowhow.plan import Asked, Matrix
 from knowhow.recipe import PhaseSpec
 from knowhow.stages.common import Build
-from knowhow.types import Choice, Diagnosis, Measurement, Prediction
+from knowhow.types import Diagnosis, Measurement, Prediction
 
 PLAIN_RANK = 8
 """The rank of an adapter nobody planned, and the size that a planned one has when no budget is said."""
@@ -90,11 +90,3 @@ def read_diagnosis(path: Path) -> Diagnosis:
 
 def read_matrices(path: Path) -> dict[str, Matrix]:
     return {name: Matrix(*row["shape"], row["values"]) for name, row in read_json(path).items()}
-
-
-def read_choices(path: Path) -> list[Choice]:
-    """What was chosen; empty when the stage has not run."""
-    if not path.is_file():
-        return []
-    rows = read_json(path)["choices"]
-    return [Choice(row["choice"], row["value"], tuple(Prediction(**one) for one in row["because"]), row["alternatives"]) for row in rows]

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train
 from knowhow.observe import observer
 from knowhow.protocols import Observer
+from knowhow.recipe import PhaseSpec
 from knowhow.stages.phase import Phase
 from knowhow.stages.validation import validation
 from knowhow.types import StepInfo
@@ -59,12 +59,21 @@ def length(phase: Phase, rows: Rows) -> dict[str, Any]:
     spec = phase.spec
     lrs = spec.lr if isinstance(spec.lr, list) else [spec.lr]
     per_epoch = phase.batches(rows, 0).steps_per_epoch()
-    steps = spec.steps or max(1, round((spec.epochs or DEFAULT_EPOCHS) * per_epoch))
+    steps = steps_of(spec, per_epoch)
     if spec.minutes is not None:
         steps = max(1, int(spec.minutes * 60 / _seconds_per_step(phase, rows) / len(lrs)))
     made = {"steps": steps, "lrs": lrs, "steps_per_epoch": per_epoch, "rows": len(rows), "tokens": int(rows.offsets[-1])}
     write_json(path, made)
     return made
+
+
+def steps_of(spec: PhaseSpec, per_epoch: int) -> int:
+    """Optimizer steps of a phase that has so many in an epoch; of one given in minutes, as long as it would be without them."""
+    return spec.steps or max(1, round((spec.epochs or DEFAULT_EPOCHS) * per_epoch))
+
+
+def optimizer(spec: PhaseSpec, lr: float) -> OptimSpec:
+    return OptimSpec(lr, weight_decay=spec.weight_decay, head_lr=spec.head_lr, muon_lr=spec.muon_lr)
 
 
 def _seconds_per_step(phase: Phase, rows: Rows) -> float:
@@ -88,14 +97,14 @@ def usual(steps: int) -> list[Observer]:
     ]
 
 
-def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, alone: bool, watch: Callable[[int], list[Observer]] = usual) -> None:
+def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, alone: bool) -> None:
     """One training from the start, or from its last checkpoint; leaves best.safetensors, trace.jsonl and result.json.
 
-    `alone`: no other learning rate is tried, so a divergence ends the build. `watch`: who looks, given the number of steps."""
+    `alone`: no other learning rate is tried, so a divergence ends the build."""
     spec = phase.spec
     loaded = phase.fresh()
     batches = phase.batches(rows, loaded.tokenizer.pad_token_id)
-    optim = Optim(loaded.model, OptimSpec(lr, weight_decay=spec.weight_decay, head_lr=spec.head_lr, muon_lr=spec.muon_lr))
+    optim = Optim(loaded.model, optimizer(spec, lr))
     average = Average(loaded.model, spec.average) if spec.average else None
     step, tokens, best = 0, 0, Best()
     if found := checkpoint.find(here / "checkpoint"):
@@ -107,7 +116,7 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
     every = spec.evaluate_every or max(1, steps // VALIDATIONS)
     validate = validation(phase)
     loop = LoopSpec(steps, step, tokens, spec.clip, spec.precision)
-    everyone = [*(observers := watch(steps)), *phase.watchers(loaded, rows, steps, here)]
+    everyone = [*(observers := usual(steps)), *phase.watchers(loaded, rows, steps, here)]
     try:
         for info in train(loaded.model, phase.objective(rows, loaded), batches, optim, schedule(spec.schedule, steps, warmup=spec.warmup), loop, everyone):
             step = info.step

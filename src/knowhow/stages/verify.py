@@ -14,10 +14,11 @@ import torch
 
 from knowhow import laws
 from knowhow.diagnose import layers
-from knowhow.diagnose.gradients import stable_rank
-from knowhow.diagnose.subject import at_rest, site_of
+from knowhow.diagnose.gradients import singular_values, stable_rank
+from knowhow.diagnose.subject import at_rest
 from knowhow.files import read_json, read_jsonl, write_json
 from knowhow.model import load
+from knowhow.model.loaded import hidden_matrices, site_of
 from knowhow.stages import diagnose
 from knowhow.stages.common import Build
 from knowhow.stages.evaluate import specialist
@@ -29,7 +30,7 @@ SKIPPED_BATCHES = 2
 
 def work(build: Build, folder: Path) -> None:
     predicted = [Prediction(**row) for row in read_json(build.run.path("plan", "predictions.json"))]
-    trace = Trace((*_observed(build), measured(build)))
+    trace = Trace((*_observed(build), *rates(build), measured(build)))
     write_json(folder / "measured.json", trace.rows[-1])
     write_json(folder / "predictions.json", [row(one) for law in laws.every_law() for one in law.score(predicted, trace)])
 
@@ -50,12 +51,15 @@ def row(one: Scored) -> dict[str, Any]:
     }
 
 
+def rates(build: Build) -> list[dict[str, float]]:
+    """A row for each rate that the last phase tried: what it was, and whether training broke down."""
+    choice = read_json(build.run.path("adapt", "choices.json"))[-1]
+    return [{"step": float(choice["steps"]), "run.lr": tried["lr"], "run.diverged": float(tried["score"] is None)} for tried in choice["tried"]]
+
+
 def measured(build: Build) -> dict[str, float]:
-    """What laws of builds are scored by, measured on the specialist: the rates tried, layers left out, updates, general text."""
-    found: dict[str, float] = {"step": float(_steps(build))}
-    for number, tried in enumerate(read_json(build.run.path("adapt", "choices.json"))[-1]["tried"]):
-        if number == 0 or tried["score"] is not None:
-            found |= {"run.lr": tried["lr"], "run.diverged": float(tried["score"] is None)}
+    """What laws of builds are scored by, measured on the specialist: layers left out, updates, general text."""
+    found: dict[str, float] = {"step": float(read_json(build.run.path("adapt", "choices.json"))[-1]["steps"])}
     path = build.run.path("evaluate", "forgetting.json")
     if path.is_file():
         found["forgetting.measured"] = read_json(path)["value"]
@@ -69,11 +73,11 @@ def updates(build: Build) -> dict[str, float]:
     """Stable rank and relative size of what training added to each hidden matrix."""
     before = dict(load.load(build.base, seed=build.recipe.seed).model.named_parameters())
     found = {}
-    for name, weight in specialist(build).model.named_parameters():
-        if weight.ndim == 2 and name in before and before[name].shape == weight.shape and "embed" not in name and "lm_head" not in name:
+    for name, weight in hidden_matrices(specialist(build).model).items():
+        if name in before and before[name].shape == weight.shape:
             change = (weight - before[name]).detach()
             if size := float(change.norm()):
-                found[f"update.stable_rank:{site_of(name)}"] = stable_rank(change)
+                found[f"update.stable_rank:{site_of(name)}"] = stable_rank(singular_values(change))
                 found[f"update.size:{site_of(name)}"] = size / float(before[name].detach().norm())
     return found
 
@@ -86,10 +90,6 @@ def skipped(build: Build) -> dict[str, float]:
     with at_rest(loaded.model), torch.no_grad():
         found = layers.skips(loaded.model, phase.objective(rows, loaded), batches, metric="skip.measured", parts=False)
     return {f"skip.measured:{m.site}": m.value for m in found}
-
-
-def _steps(build: Build) -> int:
-    return int(read_json(build.run.path("adapt", "choices.json"))[-1]["steps"])
 
 
 def _observed(build: Build) -> tuple[Mapping[str, float], ...]:

@@ -15,6 +15,7 @@ import torch
 
 from knowhow.data.batch import IGNORE
 from knowhow.loop.step import to_device
+from knowhow.maths import hvp
 from knowhow.model.loaded import device_of
 from knowhow.observe.looking import trained, unnoticed
 from knowhow.protocols import Objective
@@ -93,7 +94,7 @@ def pushes(model: torch.nn.Module, rise: Rise, data: Mapping[str, Sequence[Batch
         own = _gradient(each_H[rise.head], parameters, keep=True)
         rest = (each_H.sum() - each_H[rise.head]) / max(1, len(each_H) - 1)
         others = _gradient(rest, parameters) if len(each_H) > 1 else [torch.zeros_like(p) for p in parameters]
-        size = math.sqrt(_dot(own, own))
+        size = math.sqrt(hvp.dot(own, own))
         found = [_push(name, batches, (own, others, size), lambda batch: _descent(model, objective, batch, parameters)) for name, batches in data.items()]
     return sorted(found, key=lambda one: -one.slope)
 
@@ -109,10 +110,10 @@ def _push(name: str, batches: Sequence[Batch], head: tuple[Gradient, Gradient, f
     generator = torch.Generator().manual_seed(0)
     for batch in chunks(batches, CHUNKS):
         step = descent(batch)
-        slopes.append(_dot(step, own))
-        rest.append(_dot(step, others))
-        cosines.append(slopes[-1] / max(1e-30, size * math.sqrt(_dot(step, step))))
-        shuffled.append(_dot(descent(scrambled(batch, generator)), own))
+        slopes.append(hvp.dot(step, own))
+        rest.append(hvp.dot(step, others))
+        cosines.append(slopes[-1] / max(1e-30, size * math.sqrt(hvp.dot(step, step))))
+        shuffled.append(hvp.dot(descent(scrambled(batch, generator)), own))
     (slope, low, high), (other, other_low, other_high) = interval(slopes), interval(shuffled)
     return Push(name, slope, low, high, len(slopes), statistics.fmean(cosines), other, other_low, other_high, statistics.fmean(rest))
 
@@ -155,14 +156,10 @@ def scrambled(batch: Batch, generator: torch.Generator) -> Batch:
 
 def _descent(model: torch.nn.Module, objective: Objective, batch: Batch, parameters: Sequence[torch.Tensor]) -> Gradient:
     batch = to_device(batch, device_of(model))
-    loss = objective(model, batch)[0] / max(1e-12, objective.units(batch))
-    return [-part for part in _gradient(loss, parameters)]
+    found = hvp.gradient(lambda: objective(model, batch)[0] / max(1e-12, objective.units(batch)), parameters)
+    return [-part for part in found]
 
 
 def _gradient(value: torch.Tensor, parameters: Sequence[torch.Tensor], *, keep: bool = False) -> Gradient:
     parts = torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=keep)
     return [torch.zeros_like(p) if part is None else part.detach() for p, part in zip(parameters, parts, strict=True)]
-
-
-def _dot(left: Gradient, right: Gradient) -> float:
-    return float(sum((a.double() * b.double()).sum() for a, b in zip(left, right, strict=True)))

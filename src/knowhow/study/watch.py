@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from knowhow.data.batch import Rows, by_length, collate
 from knowhow.files import append_jsonl, read_jsonl
@@ -22,6 +20,7 @@ from knowhow.pretrain.flow import Scene
 from knowhow.pretrain.measure import looks
 from knowhow.protocols import Observer
 from knowhow.stages.phase import Phase
+from knowhow.stages.training import rounded
 from knowhow.study.roles import Roles
 from knowhow.types import Batch, StepInfo
 
@@ -52,7 +51,7 @@ class Recorder:
         row: dict[str, float] = {"loss": info.loss, "lr": info.lr, "grad_norm": info.grad_norm, "tokens": info.tokens_seen, **info.metrics}
         for one in self._observers:
             row |= {name: value for kept in one.rows()[-1:] if kept["step"] == info.step for name, value in kept.items()}
-        append_jsonl(self._path, {**{name: rounded(value) for name, value in row.items()}, "step": step, "phase": self._phase})
+        append_jsonl(self._path, {**{name: rounded(float(value)) for name, value in row.items()}, "step": step, "phase": self._phase})
 
     def rows(self) -> Sequence[Mapping[str, float]]:
         return []
@@ -167,8 +166,3 @@ def some(phase: Phase, loaded: Loaded, part: str = "valid") -> list[Batch]:
     pad, micro = loaded.tokenizer.pad_token_id, min(phase.spec.microbatch_tokens, phase.spec.batch_tokens)
     chosen = by_length(np.arange(min(ROWS, len(rows))), rows.lengths, micro)
     return [collate(rows, each, pad=pad, language_model=phase.language_model) for each in chosen]
-
-
-def rounded(value: float | torch.Tensor) -> float | None:
-    """Six digits; what is no number is null, which JSON can hold."""
-    return float(f"{float(value):.6g}") if math.isfinite(float(value)) else None

@@ -47,7 +47,8 @@ def test_the_mean_gradient_is_that_of_all_rows_and_its_signal_is_unbiased() -> N
 
 def test_shuffled_labels_leave_little_of_the_pull() -> None:
     subject = toy(count=40)
-    rows = gradients.pull(subject, gradients.gradients(subject))
+    first = gradients.gradients(subject)
+    rows = gradients.pull(subject, first, gradients.spectra(first))
     signal = sum(m.value for m in rows if m.metric == "gradient.signal")
     other = sum(m.value for m in rows if m.metric == "gradient.shuffled")
     assert other < 0.2 * signal
@@ -86,7 +87,7 @@ def test_weights_and_random_state_are_what_they_were() -> None:
     random = torch.get_rng_state()
     with at_rest(subject.model):
         found = gradients.gradients(subject)
-        gradients.pull(subject, found)
+        gradients.pull(subject, found, gradients.spectra(found))
         line.along_signs(subject, found)
         torch.rand(3)
     assert all(torch.equal(p, old) for p, old in zip(subject.model.parameters(), before, strict=True))

@@ -15,13 +15,11 @@ from peft.tuners.lora import LoraLayer
 from transformers.pytorch_utils import Conv1D
 
 from knowhow.errors import UsageError
+from knowhow.model.projections import BY_BLOCKS, BY_HEADS, SEPARATE
 from knowhow.model.sites import Body, body
 
 Tensor = torch.Tensor
 Range = tuple[int, int]
-_SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
-_BY_BLOCKS = ("c_attn", "qkv_proj", "Wqkv")
-_BY_HEADS = ("query_key_value",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +144,15 @@ def _places(parts: Body, layer: int) -> list[tuple[str, str, str, list[Range]]]:
     """(kind, path below the block, side on which heads lie, one range by head) of a block's matrices."""
     anatomy, H, J, block = parts.anatomy, parts.heads, parts.groups, parts.block(layer)
     children = dict(parts.attention(layer).named_children())
-    apart = next((names for names in _SEPARATE if all(name in children for name in names)), None)
-    fused = next((name for name in (*_BY_BLOCKS, *_BY_HEADS) if name in children), None)
+    apart = next((names for names in SEPARATE if all(name in children for name in names)), None)
+    fused = next((name for name in (*BY_BLOCKS, *BY_HEADS) if name in children), None)
     if apart is None and fused is None:
-        raise UsageError(f"projections {', '.join(children)}", allowed=", ".join([*(" ".join(names) for names in _SEPARATE), *_BY_BLOCKS, *_BY_HEADS]))
+        raise UsageError(f"projections {', '.join(children)}", allowed=", ".join([*(" ".join(names) for names in SEPARATE), *BY_BLOCKS, *BY_HEADS]))
     found, K = list[tuple[str, str, str, list[Range]]](), 0
     for at, (kind, count) in enumerate((("attn.q", H), ("attn.k", J), ("attn.v", J))):
         name = apart[at] if apart is not None else str(fused)
         K = _outputs(children[name]) // (count if apart is not None else H + 2 * J)
-        step, first = (3 * K, at * K) if apart is None and fused in _BY_HEADS else (K, 0 if apart is not None else (0, H, H + J)[at] * K)
+        step, first = (3 * K, at * K) if apart is None and fused in BY_HEADS else (K, 0 if apart is not None else (0, H, H + J)[at] * K)
         found.append((kind, f"{anatomy.attention}.{name}", "out", [(first + head * step, first + head * step + K) for head in range(count)]))
     found.append(("attn.out", anatomy.head_out, "in", [(head * K, (head + 1) * K) for head in range(H)]))
     for kind, port in (("mlp.gate", anatomy.gate), ("mlp.up", anatomy.up), ("mlp.down", anatomy.act)):
