@@ -10,6 +10,7 @@ on 2n. `--fit` draws the builds that the laws' constants were fitted on (seeds 0
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import tempfile
@@ -19,24 +20,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from small_tasks import DATA, lines_of, write_parts
+from small_tasks import BATCH, DATA, recipe_of
 
 from knowhow import run
+from knowhow.diagnose import bending
 from knowhow.files import append_jsonl, read_jsonl
 from knowhow.laws import forgetting, more_data
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train
 from knowhow.maths.statistics import bootstrap, weighted_mean
-from knowhow.recipe import Recipe
-from knowhow.stages import diagnose
+from knowhow.stages import diagnose, pilot
 from knowhow.stages.phase import phases
 from knowhow.stages.plan import with_rate
 from knowhow.stages.validation import validation
 
 RESULTS = Path(__file__).parent / "results" / "forecasts.jsonl"
+BASE = str(DATA / "weights/stories260K")
 TASKS = ("trec", "sst2", "banking77", "traces")
-VALID = 300
-BATCH = 1024
 
 
 def draw(seed: int, number: int) -> dict[str, Any]:
@@ -45,20 +45,6 @@ def draw(seed: int, number: int) -> dict[str, Any]:
         "task": TASKS[number % len(TASKS)], "rows": int(random.choice([150, 300, 600])), "lr": float(10 ** random.uniform(-3.5, -2.2)),
         "steps": int(random.choice([60, 120, 240])), "seed": seed, "number": number,
     }  # fmt: skip
-
-
-def recipe_of(asked: dict[str, Any], rows: int, folder: Path) -> Recipe:
-    phase = {"lr": asked["lr"], "steps": asked["steps"], "batch_tokens": BATCH, "microbatch_tokens": BATCH, "weight_decay": 0.05}
-    said: dict[str, Any] = {"name": "forecast", "base": {"model": str(DATA / "weights/stories260K"), "context": 256}, "adapt": [phase], "seed": asked["seed"]}
-    if asked["task"] == "traces":
-        made = {"domain": "malware", "options": {"tier": "O"}, "train": rows, "valid": VALID, "test": 10}
-        return Recipe.model_validate({**said, "task": {"kind": "classify", "many": True}, "data": {"generate": made, "audit": False}})
-    random = np.random.default_rng([asked["seed"], asked["number"], 7])
-    lines = lines_of(asked["task"])
-    files = write_parts(lines, random.permutation(len(lines)), folder, train=rows, valid=VALID)
-    labels = sorted({line["label"] for line in lines})
-    data = {"audit": False, **files}
-    return Recipe.model_validate({**said, "task": {"kind": "classify", "labels": labels}, "data": data})
 
 
 def trained(at: Any, asked: dict[str, Any], looks: list[int]) -> dict[str, Any]:
@@ -72,32 +58,47 @@ def trained(at: Any, asked: dict[str, Any], looks: list[int]) -> dict[str, Any]:
         with torch.no_grad():
             return float(sum(general(loaded.model, batch)[0] for batch in batches)) / sum(general.units(batch) for batch in batches)
 
-    start, rises, losses = loss(), {}, []
+    start, rises, losses, steps = loss(), {}, {}, []
     spec = phase.spec
     optim = Optim(loaded.model, OptimSpec(asked["lr"], weight_decay=spec.weight_decay))
+    base, shown = copy.deepcopy(loaded.model), diagnose.some(phase.rows("valid"), loaded.tokenizer.pad_token_id, 0, False)[:1]
     loop = LoopSpec(asked["steps"], precision="float32")
     stream = phase.batches(rows, loaded.tokenizer.pad_token_id)
     for info in train(loaded.model, phase.objective(rows, loaded), stream, optim, schedule(spec.schedule, asked["steps"], warmup=spec.warmup), loop):
+        steps.append(round(info.loss, 4))
         if info.step in looks:
             loaded.model.eval()
             rises[info.step] = loss() - start
-            losses.append(look(loaded)[0]["valid_loss"])
+            losses[info.step] = look(loaded)[0]["valid_loss"]
             loaded.model.train()
-    return {"rises": rises, "valid_loss": min(losses)}
+    loaded.model.eval()
+    bent = bending.between(base, loaded.model, shown)
+    return {"rises": rises, "valid_loss": min(losses.values()), "valid_losses": losses, "losses": steps, "bend": bent}
 
 
 def build(asked: dict[str, Any]) -> dict[str, Any]:
     clock = time.monotonic()
     looks = sorted({round(asked["steps"] * share) for share in (1 / 8, 1 / 4, 1 / 2, 1)})
     with tempfile.TemporaryDirectory() as where:
-        folder, results, found = Path(where), [], None
+        folder, results, found, piloted = Path(where), [], None, []
         for rows in (asked["rows"], 2 * asked["rows"]):
-            recipe = recipe_of(asked, rows, folder)
+            recipe = recipe_of(
+                str(DATA / "weights/stories260K"),
+                asked["task"],
+                rows,
+                folder,
+                lr=asked["lr"],
+                steps=asked["steps"],
+                seed=asked["seed"],
+                shuffle=asked["number"],
+            )
             at = run.flow(recipe, runs=folder / "runs", resume=False, start_from=None, progress=lambda *_: None, root=folder, until="base")
             if found is None:
                 found = with_rate(diagnose.diagnose(phases(at)[-1], at)[0], asked["lr"])
+                piloted = pilot.pilot(phases(at)[-1], at, asked["lr"], BATCH)
             results.append(trained(at, asked, looks))
-    kept = [[m.site, m.metric, m.value] for m in found.measurements if m.site == "run" or m.metric.startswith(("line", "growth"))]
+    every = (*found.measurements, *piloted)
+    kept = [[m.site, m.metric, m.value] for m in every if m.site == "run" or m.metric.startswith(("line", "growth", "bend", "pilot"))]
     gain = results[0]["valid_loss"] - results[1]["valid_loss"]
     return {**asked, "forgotten": results[0]["rises"], "gain": gain, "runs": results, "measurements": kept, "seconds": round(time.monotonic() - clock, 1)}
 

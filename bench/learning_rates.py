@@ -127,12 +127,12 @@ def main() -> None:
                 recipe = recipe_of(model_of(model, folder), task, rows_of(task, folder))
                 at = run.flow(recipe, runs=folder / "runs", resume=False, start_from=None, progress=lambda *_: None, root=folder, until="base")
                 phase = phases(at)[-1]
-                found = diagnose.diagnose(phase, at)
+                found, _ = diagnose.diagnose(phase, at)
                 print(f"{model} {task}: diagnosed in {time.monotonic() - clock:.0f} s", flush=True)
                 rows = phase.rows("train")
                 measured, tried = ceiling(phase, rows)
                 row = {"model": model, "task": task, "ceiling": measured, "tried": tried, "seconds": round(time.monotonic() - clock, 1)}
-                line = [[m.site, m.metric, m.value] for m in found.measurements if m.metric.startswith(("line", "noise", "gradient.s", "curv"))]
+                line = [[m.site, m.metric, m.value] for m in found.measurements if m.metric.startswith(("line", "start", "noise", "gradient.s", "curv"))]
                 append_jsonl(RESULTS, {**row, "measurements": line})
                 print(f"{model} {task}: ceiling {measured:.4g}", flush=True)
 

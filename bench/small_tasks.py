@@ -1,4 +1,4 @@
-"""Small tasks that several benches build specialists for: lines of TREC, SST-2 or Banking77 as rows of text and label."""
+"""Small tasks that several benches build specialists for: lines of TREC, SST-2 or Banking77 as rows of text and label, or generated traces."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import csv
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from knowhow.recipe import Recipe
+
 DATA = Path(os.environ.get("KNOWHOW_DATA", ""))
+VALID = 300
+BATCH = 1024
 
 
 def lines_of(task: str) -> list[dict[str, str]]:
@@ -26,3 +31,17 @@ def write_parts(lines: list[dict[str, str]], order: np.ndarray, folder: Path, *,
     for part, chosen in {"train": order[valid : valid + train], "valid": order[:valid], "test": order[-10:]}.items():
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(lines[at]) + "\n" for at in chosen))
     return {part: str(folder / f"{part}.jsonl") for part in ("train", "valid", "test")}
+
+
+def recipe_of(model: str, task: str, rows: int, folder: Path, *, lr: float | str, steps: int, seed: int, shuffle: int = 0) -> Recipe:
+    """A small build: `rows` to train on, VALID to choose by, BATCH tokens a step. `shuffle`: another draw of the rows."""
+    phase = {"lr": lr, "steps": steps, "batch_tokens": BATCH, "microbatch_tokens": BATCH, "weight_decay": 0.05}
+    said: dict[str, Any] = {"name": "small", "base": {"model": model, "context": 256}, "adapt": [phase], "seed": seed}
+    if task == "traces":
+        made = {"domain": "malware", "options": {"tier": "O"}, "train": rows, "valid": VALID, "test": 10}
+        return Recipe.model_validate({**said, "task": {"kind": "classify", "many": True}, "data": {"generate": made, "audit": False}})
+    random = np.random.default_rng([seed, shuffle, 7])
+    lines = lines_of(task)
+    files = write_parts(lines, random.permutation(len(lines)), folder, train=rows, valid=VALID)
+    labels = sorted({line["label"] for line in lines})
+    return Recipe.model_validate({**said, "task": {"kind": "classify", "labels": labels}, "data": {"audit": False, **files}})

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from knowhow.errors import ResourceError
-from knowhow.recipe import BudgetSpec, PhaseSpec
+from knowhow.recipe import PLAIN_BATCH, BudgetSpec, PhaseSpec
 
 EXPLAIN_PASSES = 200
 """Passes that one answer takes for its evidence and for base against specialist; its parts come on top, each a pass, heads being 64 wide mostly."""
@@ -80,7 +80,12 @@ def steps(phase: PhaseSpec, load: Load) -> int:
         return 0
     if phase.steps is not None:
         return phase.steps
-    return max(1, round((phase.epochs or DEFAULT_EPOCHS) * load.rows * load.tokens / phase.batch_tokens))
+    return max(1, round((phase.epochs or DEFAULT_EPOCHS) * load.rows * load.tokens / batch(phase)))
+
+
+def batch(phase: PhaseSpec) -> int:
+    """Tokens of a step, as far as they are known before there is a plan."""
+    return PLAIN_BATCH if phase.batch_tokens == "auto" else phase.batch_tokens
 
 
 def minutes(phases: Sequence[PhaseSpec], shape: Shape, load: Load, machine: Machine, *, classical: bool = True) -> dict[str, float]:
@@ -91,7 +96,7 @@ def minutes(phases: Sequence[PhaseSpec], shape: Shape, load: Load, machine: Mach
     train = 0.0
     for phase in phases:
         rates = len(phase.lr) if isinstance(phase.lr, list) else 1
-        tokens = steps(phase, load) * phase.batch_tokens
+        tokens = steps(phase, load) * batch(phase)
         operations = 4 if phase.method == "lora" else 6
         seconds = rates * operations * shape.parameters * tokens / _rate(phase.precision, machine)
         train += phase.minutes * rates if phase.minutes is not None else seconds / 60

@@ -7,7 +7,7 @@ Shape letters: O outputs, I inputs of a matrix, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,9 @@ SHARE = 1 / 8
 """Of the predicted ceiling: no plan takes a higher rate."""
 STRIDES = 16.0
 """The rate in units of the distance at which one step along the first gradient's signs helps most: later steps agree in so small a part of each weight."""
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""From which a pilot takes; a climb begins in the middle."""
+PILOT = "pilot.20"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +57,35 @@ def plan(diagnosis: Diagnosis, predictions: Sequence[Prediction], asked: Asked, 
 
 
 def rate(diagnosis: Diagnosis, predictions: Sequence[Prediction], asked: Asked) -> Choice | None:
-    """STRIDES times the distance at which the first step helps most, below a share of the predicted ceiling, and lowered until the predicted forgetting
-    fits the budget. Alternatives: rate → predicted forgetting in nats."""
+    """The rate whose pilot ended lowest; without pilots STRIDES times the distance at which the first step helps most. Below a share of the predicted
+    ceiling, and lowered until the predicted forgetting fits the budget. Alternatives: rate → predicted forgetting in nats."""
     ceiling = next((p for p in predictions if p.law == learning_rate_ceiling.NAME), None)
-    best = fact(diagnosis, "line.best")
-    if best is None:
+    piloted, best = by_site(diagnosis, PILOT), fact(diagnosis, "line.best")
+    if not piloted and best is None:
         return None
+    wanted = float(min(piloted, key=lambda site: piloted[site])) if piloted else STRIDES * (best or 0.0)
     looked, steps = forgetting.curve(diagnosis), fact(diagnosis, "steps") or 1.0
-    mean = (fact(diagnosis, "lr.mean") or 1.0) / (fact(diagnosis, "lr") or 1.0)
-    value = _rounded(STRIDES * best if ceiling is None else min(STRIDES * best, SHARE * ceiling.value))
+    mean = fact(diagnosis, "schedule") or 1.0
+    value = _rounded(wanted if ceiling is None else min(wanted, SHARE * ceiling.value))
     costs = {f"{lr:g}": forgetting.forecast(looked, lr * mean, steps) for lr in sorted({*RATES, value})} if len(looked) > 1 else {}
     if asked.forgetting is not None and costs:
         fits = [lr for lr in (value, value / 2, value / 4, value / 8) if forgetting.forecast(looked, lr * mean, steps) <= asked.forgetting]
         value = _rounded(fits[0]) if fits else _rounded(value / 8)
     because = tuple(p for p in predictions if p.law in (learning_rate_ceiling.NAME, forgetting.NAME))
     return Choice("lr", asked.own.get("lr", value), because, {"planned": value, **costs})
+
+
+def climbed(rates: Sequence[float], loss: Callable[[float], float]) -> float:
+    """The rate with the lowest loss found by going up from the middle of `rates` while that helps, or down. Ends at the first rate that does not help."""
+    at = len(rates) // 2
+    best = loss(rates[at])
+    for way in (1, -1):
+        start = at
+        while 0 <= at + way < len(rates) and (found := loss(rates[at + way])) < best:
+            at, best = at + way, found
+        if at != start:
+            break
+    return rates[at]
 
 
 def batch(diagnosis: Diagnosis, asked: Asked) -> Choice | None:

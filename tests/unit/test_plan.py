@@ -93,3 +93,26 @@ def test_shares_leave_out_what_shuffled_labels_explain() -> None:
         )
     )
     assert found == {"x": 0.0, "y": 1.0}
+
+
+def test_a_rate_is_taken_from_the_pilot_that_ended_lowest() -> None:
+    pilots = [Measurement(f"{lr:g}", plan.PILOT, loss, "nats", 1) for lr, loss in ((3e-4, 0.9), (1e-3, 0.5), (3e-3, 0.7))]
+    found = plan.rate(with_sites({"steps": 100, "line.best": 1e-5}, *CURVE, *pilots), [], Asked())
+    assert found is not None
+    assert found.value == 1e-3
+
+
+@pytest.mark.parametrize(("best", "asked"), [(3, [3, 4, 2]), (5, [3, 4, 5, 6]), (6, [3, 4, 5, 6]), (1, [3, 4, 2, 1, 0]), (0, [3, 4, 2, 1, 0])])
+def test_a_climb_goes_up_while_that_helps_or_else_down(best: int, asked: list[int]) -> None:
+    seen = []
+
+    def loss(rate: float) -> float:
+        seen.append(int(rate))
+        return abs(rate - best)
+
+    assert plan.climbed(range(7), loss) == best
+    assert seen == asked
+
+
+def test_a_climb_past_rates_that_break_ends_on_one_that_holds() -> None:
+    assert plan.climbed((1.0, 2.0, 3.0), lambda rate: 1.0 if rate == 1.0 else float("inf")) == 1.0

@@ -20,7 +20,7 @@ from knowhow.domains import find_domain
 from knowhow.errors import UsageError
 from knowhow.estimate import Load, Machine, Shape
 from knowhow.model.source import resolve
-from knowhow.recipe import PhaseSpec, Recipe
+from knowhow.recipe import PLAIN_RANK, PhaseSpec, Recipe
 
 SECONDS = 2.0
 """How long the rows of one file are counted; what is not reached is extrapolated from the file's size."""
@@ -70,7 +70,7 @@ def shape(folder: Path, phases: Iterable[PhaseSpec]) -> Shape:
     config = _json(folder / "config.json")
     width, depth = (_first(config, names) for names in (WIDTHS, DEPTHS))
     parameters = sum(_elements(path) for path in sorted(folder.glob("*.safetensors")))
-    lora = [8 if phase.lora.rank == "auto" else phase.lora.rank for phase in phases if phase.method == "lora"]
+    lora = [PLAIN_RANK if phase.lora.rank == "auto" else phase.lora.rank for phase in phases if phase.method == "lora"]
     trained = min(parameters, 14 * max(lora) * width * depth) if lora and all(phase.method == "lora" for phase in phases) else parameters
     return Shape(parameters, trained, depth, width, _first(config, ("vocab_size",)))
 

@@ -5,6 +5,9 @@ A value written here beats every default and every plan. `None` means "not said"
 
 from knowhow.recipe.pretraining import CorpusSpec, PretrainRecipe
 from knowhow.recipe.specialist import (
+    PLAIN_BATCH,
+    PLAIN_RANK,
+    PLAIN_RATE,
     BaseSpec,
     BudgetSpec,
     DataSpec,
@@ -24,6 +27,9 @@ from knowhow.recipe.specialist import (
 from knowhow.recipe.words import SCHEMA_VERSION, Section
 
 __all__ = [
+    "PLAIN_BATCH",
+    "PLAIN_RANK",
+    "PLAIN_RATE",
     "BaseSpec",
     "BudgetSpec",
     "CorpusSpec",

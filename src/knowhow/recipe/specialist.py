@@ -136,8 +136,12 @@ class DataSpec(Section):
         return self
 
 
+PLAIN_RATE, PLAIN_BATCH, PLAIN_RANK = 1e-3, 4096, 8
+"""Where nobody said anything else, and what stands in for `auto` until there is a plan."""
+
+
 class LoraSpec(Section):
-    rank: Count | Literal["auto"] = Field(8, description="auto: a rank for each matrix, planned from the base's first gradient")
+    rank: Count | Literal["auto"] = Field(PLAIN_RANK, description="auto: a rank for each matrix, planned from the base's first gradient")
     parameters: Count | None = Field(None, description="rank auto: trainable parameters of the adapter; left out: as many as rank 8 everywhere")
     alpha: Positive = 16
     targets: Literal["auto", "attn", "mlp", "all"] = "auto"
@@ -163,7 +167,7 @@ class PhaseSpec(Section):
     method: Literal["full", "lora"] = "full"
     lora: LoraSpec = Field(default_factory=LoraSpec)
     lr: Positive | Annotated[list[Positive], Field(min_length=1)] | Literal["auto"] = Field(
-        1e-3, description="learning rate; a list is swept and chosen on validation; auto: planned from the ceiling that was predicted"
+        PLAIN_RATE, description="learning rate; a list is swept and chosen on validation; auto: the best of a few pilots of 20 steps"
     )
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: Fraction = Field(0.05, description="share of the steps")
@@ -172,7 +176,7 @@ class PhaseSpec(Section):
     steps: Count | None = None
     epochs: Positive | None = None
     minutes: Positive | None = None
-    batch_tokens: Count = Field(4096, description="tokens of one optimizer step")
+    batch_tokens: Count | Literal["auto"] = Field(PLAIN_BATCH, description="tokens of one optimizer step; auto: about the noise scale of the first gradients")
     microbatch_tokens: Count = Field(4096, description="tokens of one forward pass; smaller uses less memory")
     evaluate_every: Count | None = Field(None, description="steps between validations; left out: ten times in the phase")
     patience: Count | None = Field(None, description="stop after so many validations without a better one; the best weights are kept")

@@ -18,7 +18,7 @@ import torch
 from knowhow.adapt.lm import decoder
 from knowhow.data import batch as batching
 from knowhow.data.batch import IGNORE, Rows, TokenBudget
-from knowhow.diagnose import gradients, layers, line, outliers, probes
+from knowhow.diagnose import bending, gradients, layers, line, outliers, probes
 from knowhow.diagnose.subject import Subject, at_rest, mean_loss, measured
 from knowhow.errors import UsageError
 from knowhow.evaluate.forgetting import general_text
@@ -98,6 +98,7 @@ def diagnose(phase: Phase, build: Build) -> tuple[Diagnosis, dict[str, Any]]:
             partial(gradients.noise, first, len(subject.batches)),
             partial(_overlap, subject, first),
             partial(line.along_signs, subject, first),
+            partial(bending.along_signs, subject, first),
             *(partial(_where_known, build, look) for look in looks),
         ]
         for at, step in enumerate(todo):

@@ -21,9 +21,9 @@ from knowhow.evaluate.gold import answer_kind
 from knowhow.files import read_json
 from knowhow.model import adapters, channel, infer, load
 from knowhow.protocols import Objective, Observer
-from knowhow.recipe import PhaseSpec
+from knowhow.recipe import PLAIN_RANK, PhaseSpec
 from knowhow.stages.common import Build, context, encode
-from knowhow.stages.plan import PLAIN_RANK, settled, settled_ranks
+from knowhow.stages.settled import settled, settled_ranks
 from knowhow.stages.teacher import taught
 from knowhow.types import Example
 

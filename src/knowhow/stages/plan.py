@@ -1,10 +1,11 @@
 """Stage plan: predictions of every law that has something to say before training, and the choices that rest on them.
 
-Leaves predictions.json and plan.json; `settled` is how later stages read a setting that the recipe left to the plan.
+Leaves predictions.json and plan.json (stages/settled.py is how later stages read what the recipe left to the plan), and pilot.json where pilots were run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,19 +16,21 @@ from knowhow import plan as planning
 from knowhow.files import digest, read_json, write_json
 from knowhow.laws.law import RUN, fact
 from knowhow.plan import Asked, Matrix
-from knowhow.recipe import PhaseSpec
+from knowhow.recipe import PLAIN_RANK, PLAIN_RATE, PhaseSpec
+from knowhow.stages import pilot
 from knowhow.stages.common import Build
+from knowhow.stages.phase import phases
 from knowhow.types import Diagnosis, Measurement, Prediction
-
-PLAIN_RANK = 8
-"""The rank of an adapter nobody planned, and the size that a planned one has when no budget is said."""
-PLAIN_RATE = 1e-3
 
 
 def work(build: Build, folder: Path) -> None:
     """The rate is planned first, since most predictions about the run need it."""
     spec = build.recipe.adapt[-1]
     diagnosis = read_diagnosis(build.run.path("diagnose", "diagnosis.json"))
+    if spec.lr == "auto":
+        found = climb(build)
+        write_json(folder / "pilot.json", [[m.site, m.metric, m.value, m.unit, m.n] for m in found])
+        diagnosis = Diagnosis((*diagnosis.measurements, *found), digest([diagnosis.digest, [[m.site, m.metric, m.value] for m in found]]))
     matrices = read_matrices(build.run.path("diagnose", "spectra.json"))
     asked = wishes(build, spec, matrices)
     rate = planning.rate(diagnosis, predictions(diagnosis), asked)
@@ -37,6 +40,19 @@ def work(build: Build, folder: Path) -> None:
     plan = planning.plan(diagnosis, found, asked, matrices)
     write_json(folder / "predictions.json", [asdict(one) for one in found])
     write_json(folder / "plan.json", {"choices": [asdict(choice) for choice in plan.choices], "shares": planning.shares(diagnosis), "lr": lr})
+
+
+def climb(build: Build) -> list[Measurement]:
+    """Pilots of the last phase at rates that rise, or fall, as long as that helps."""
+    phase, seen = phases(build)[-1], {}
+
+    def loss(lr: float) -> float:
+        build.progress("plan: pilots", len(seen), len(planning.RATES))
+        seen[lr] = pilot.pilot(phase, build, lr)
+        return next((m.value for m in seen[lr] if m.metric == planning.PILOT), math.inf)
+
+    planning.climbed(planning.RATES, loss)
+    return [each for found in seen.values() for each in found]
 
 
 def predictions(diagnosis: Diagnosis) -> list[Prediction]:
@@ -52,35 +68,11 @@ def with_rate(diagnosis: Diagnosis, lr: float) -> Diagnosis:
 
 def wishes(build: Build, spec: PhaseSpec, matrices: Mapping[str, Matrix]) -> Asked:
     """What the recipe decides itself, and what it leaves to the plan within which limits."""
-    own: dict[str, Any] = {"batch_tokens": spec.batch_tokens}
-    if spec.lr != "auto":
-        own["lr"] = spec.lr
+    own: dict[str, Any] = {name: value for name, value in (("lr", spec.lr), ("batch_tokens", spec.batch_tokens)) if value != "auto"}
     parameters = spec.lora.parameters or PLAIN_RANK * sum(matrix.price for matrix in matrices.values())
     if spec.method == "lora" and spec.lora.rank != "auto":
         own["rank_pattern"] = spec.lora.rank
     return Asked(own, parameters, build.recipe.budget.forgetting)
-
-
-def settled(build: Build, spec: PhaseSpec) -> PhaseSpec:
-    """The phase with a rate in place of `auto`: the plan's, or PLAIN_RATE before there is a plan."""
-    if spec.lr != "auto":
-        return spec
-    chosen = choice_of(build, "lr")
-    return spec.model_copy(update={"lr": PLAIN_RATE if chosen is None else chosen["value"]})
-
-
-def settled_ranks(build: Build, spec: PhaseSpec) -> dict[str, int] | None:
-    """The planned rank of each module, None where the recipe says one rank for all."""
-    chosen = choice_of(build, "rank_pattern") if spec.lora.rank == "auto" else None
-    return None if chosen is None else dict(chosen["value"])
-
-
-def choice_of(build: Build, name: str) -> Mapping[str, Any] | None:
-    path = build.run.path("plan", "plan.json")
-    if not path.is_file():
-        return None
-    found: Mapping[str, Any] | None = next((choice for choice in read_json(path)["choices"] if choice["choice"] == name), None)
-    return found
 
 
 def read_diagnosis(path: Path) -> Diagnosis:
