@@ -98,7 +98,7 @@ def cost(run: Run) -> Section:
     most = next(((name, value) for name in ("p95", "p90") if (value := number(latency, name) or number(latency, f"latency_ms_{name}")) is not None), None)
     tiles = (
         Tile("whole build", duration(total), estimated),
-        Tile("training", duration(stages.get("adapt"))),
+        Tile("training", duration(stages.get("adapt")), _watched(part(measured, "observers"))),
         Tile("parameters", count(number(measured, "parameters"))),
         Tile("size on disk", size(number(measured, "bytes"))),
         Tile("training speed", count(number(measured, "tokens_per_second")), "tokens per second"),
@@ -106,6 +106,12 @@ def cost(run: Run) -> Section:
     )
     shown = tuple(tile for tile in tiles if not tile.value.startswith(DASH))
     return Section(tiles=shown, figures=(_stages(stages, total or 1.0),) if stages else ())
+
+
+def _watched(observers: Mapping[str, Any]) -> str:
+    training = number(observers, "training")
+    looks = sum(number(observers, name) or 0.0 for name in observers if name != "training")
+    return f"observers took {percent(looks / training, 1)} of it" if training else ""
 
 
 def _stages(stages: Mapping[str, float], total: float) -> Figure:

@@ -20,7 +20,7 @@ from knowhow.loop.average import Average
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train
 from knowhow.observe import observer
-from knowhow.protocols import Observer
+from knowhow.observe.cost import Timed
 from knowhow.recipe import PhaseSpec
 from knowhow.stages.phase import Phase
 from knowhow.stages.validation import validation
@@ -87,14 +87,11 @@ def _seconds_per_step(phase: Phase, rows: Rows) -> float:
     return (time.monotonic() - clock) / PILOT_STEPS
 
 
-def usual(steps: int) -> list[Observer]:
+def usual(steps: int) -> list[Timed]:
     """Who watches every build, at a cost of a few per cent of it: lengths of weights at log-spaced steps, how well the next step was foreseen at some of
     them, and how the classes lie in the features at a few."""
-    return [
-        observer("rotation", {"looks": LOOKS}, steps),
-        observer("one_step", {"looks": FORESEEN, "rows": FORESEEN_ROWS}, steps),
-        observer("geometry", {"looks": GEOMETRIES}, steps),
-    ]
+    asked = {"rotation": {"looks": LOOKS}, "one_step": {"looks": FORESEEN, "rows": FORESEEN_ROWS}, "geometry": {"looks": GEOMETRIES}}
+    return [Timed(observer(name, options, steps)) for name, options in asked.items()]
 
 
 def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, alone: bool) -> None:
@@ -111,12 +108,11 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
         checkpoint.restore(here / "checkpoint", loaded.model, optim, average)
         batches.restore(found["batches"])
         step, tokens, best = found["step"], found["tokens"], Best(**found["best"])
-    trace = here / "trace.jsonl"
-    write_atomic(trace, "".join(f"{json.dumps(row)}\n" for row in read_jsonl(trace) if row["step"] <= step))
-    every = spec.evaluate_every or max(1, steps // VALIDATIONS)
-    validate = validation(phase)
+    trace = _trace_until(here / "trace.jsonl", step)
+    every, validate = spec.evaluate_every or max(1, steps // VALIDATIONS), validation(phase)
     loop = LoopSpec(steps, step, tokens, spec.clip, spec.precision)
     everyone = [*(observers := usual(steps)), *phase.watchers(loaded, rows, steps, here)]
+    clock = time.perf_counter()
     try:
         for info in train(loaded.model, phase.objective(rows, loaded), batches, optim, schedule(spec.schedule, steps, warmup=spec.warmup), loop, everyone):
             step = info.step
@@ -149,7 +145,14 @@ def train_once(phase: Phase, rows: Rows, steps: int, lr: float, here: Path, *, a
             shutil.rmtree(here)
             raise UsageError(f"training diverged: {error}", fix=f"lower the learning rate (it is {lr:g})", where=f"adapt.{phase.number}.lr") from error
         phase.build.run.log(stage="adapt", event="diverged", lr=lr, reason=str(error))
+    phase.build.run.measure(observers={"training": round(time.perf_counter() - clock, 2), **{each.name: round(each.seconds, 2) for each in observers}})
     write_json(here / "result.json", {"lr": lr, "score": best.score, "best_step": best.step, "steps": step})
+
+
+def _trace_until(path: Path, step: int) -> Path:
+    """The trace without the rows of steps that are done again."""
+    write_atomic(path, "".join(f"{json.dumps(row)}\n" for row in read_jsonl(path) if row["step"] <= step))
+    return path
 
 
 def rounded(value: float) -> float | None:
