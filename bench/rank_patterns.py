@@ -65,7 +65,7 @@ def matrices_of(phase: Any, at: Any, rows: Any) -> tuple[dict[str, plan.Matrix],
     loaded = phase.fresh()
     batches = diagnose.some(rows, loaded.tokenizer.pad_token_id, at.recipe.seed, False)
     loaded.model.eval()
-    diagnose.read_off(at, loaded, batches)
+    diagnose.read_off(at, loaded, diagnose.unread(rows, batches, loaded.tokenizer.pad_token_id, at.recipe.seed, STEPS * BATCH // diagnose.READ_SHARE))
     subject = Subject(loaded.model, phase.objective(rows, loaded), batches[: diagnose.PULLS], [], head=tuple(load.head_modules(loaded.model)))
     hidden = subject.matrices()
     spectra = gradients.spectra(gradients.gradients(subject))

@@ -37,8 +37,10 @@ from knowhow.types import RUN, Batch, Diagnosis, Measurement
 
 MOST_TOKENS, LEAST_TOKENS, SHARE = 2048, 256, 500
 """A batch of the diagnosis has 1 in SHARE of the tokens that training will see, within these bounds: no build is diagnosed for longer than it trains."""
-PULLS, FRESH, READ = 8, 2, 10
-"""Batches for gradients, other ones for losses along lines and without layers, and further ones that probes read."""
+PULLS, FRESH = 8, 2
+"""Batches for gradients, and other ones for losses along lines and without layers."""
+READ_SHARE, READ_MOST = 10, 80_000
+"""Probes read 1 in READ_SHARE of the tokens that training will see, forward alone, and no more than READ_MOST."""
 GENERAL = 8
 
 
@@ -81,7 +83,8 @@ def diagnose(phase: Phase, build: Build) -> tuple[Diagnosis, dict[str, Any]]:
         found = settings(phase, build, rows, steps)
         found += line.from_the_start(subject)
         if phase.spec.objective == "classify":
-            found += read_off(build, loaded, batches)
+            tokens = min(READ_MOST, max(PULLS * size, steps * phase.spec.batch_tokens // READ_SHARE))
+            found += read_off(build, loaded, unread(rows, batches, loaded.tokenizer.pad_token_id, build.recipe.seed, tokens))
         first = gradients.gradients(subject)
         spectra = gradients.spectra(first)
         looks = [
@@ -125,9 +128,10 @@ def settings(phase: Phase, build: Build, rows: Rows, steps: int) -> list[Measure
 def read_off(build: Build, loaded: load.Loaded, batches: Sequence[Batch]) -> list[Measurement]:
     """Probes on frozen features; leaves the model's fresh head at what they deserve, for the gradient through a random head says nothing of the task."""
     kind: Answer = answer_kind(build.task)  # type: ignore[assignment]
-    seen = probes.features(loaded.model, batches[PULLS + FRESH :], head=_reader(loaded.model), encoder=loaded.kind == "encoder")
-    cut = max(1, len(seen.labels) * 2 // 3)
-    train, valid = seen.rows(torch.arange(cut)), seen.rows(torch.arange(cut, len(seen.labels)))
+    seen = probes.features(loaded.model, batches, head=_reader(loaded.model), encoder=loaded.kind == "encoder")
+    order_N = torch.randperm(len(seen.labels), generator=torch.Generator().manual_seed(build.recipe.seed))
+    cut = max(1, len(order_N) * 2 // 3)
+    train, valid = seen.rows(order_N[:cut]), seen.rows(order_N[cut:])
     if kind == "one" and (train.labels.ndim == 1) and len(train.labels.unique()) < 2:
         raise UsageError("one class only among the rows that were diagnosed", fix="give rows of at least two classes, or another split", where="data")
     outputs = loaded.model.config.num_labels
@@ -170,14 +174,22 @@ def _subject(phase: Phase, rows: Rows, loaded: load.Loaded, batches: Sequence[Ba
 
 
 def some(rows: Rows, pad: int, seed: int, language_model: bool, size: int = MOST_TOKENS) -> list[Batch]:
-    """Microbatches of training rows, in the loop's own random order; fewer, shared, where the data are few."""
-    stream = TokenBudget(rows, size, size, pad, seed, language_model, 0.0)
-    wanted, found = PULLS + FRESH + READ, []
-    for step, micro in enumerate(stream):
+    """PULLS + FRESH microbatches of training rows, in the loop's own random order; fewer, shared, where the data are few."""
+    found: list[Batch] = []
+    for step, micro in enumerate(TokenBudget(rows, size, size, pad, seed, language_model, 0.0)):
         found += list(micro)
-        if len(found) >= wanted or step >= wanted:
+        if len(found) >= PULLS + FRESH or step >= PULLS + FRESH:
             break
     return found
+
+
+def unread(rows: Rows, seen: Sequence[Batch], pad: int, seed: int, tokens: int) -> list[Batch]:
+    """Batches of about so many tokens of rows that are in none of `seen`, each row once; of all rows where those are more than half of them."""
+    taken = {row for batch in seen for row in batch.ids}
+    left = [at for at, row in enumerate(rows.ids) if row not in taken]
+    order = np.random.default_rng(seed).permutation(left if 2 * len(left) >= len(rows) else len(rows))
+    chosen = order[: max(4, int(np.searchsorted(np.cumsum(rows.lengths[order]), tokens, "right")))]
+    return [batching.collate(rows, part, pad=pad, language_model=False) for part in batching.by_length(chosen, rows.lengths, MOST_TOKENS)]
 
 
 def general_rows(build: Build, loaded: load.Loaded) -> tuple[GeneralText, list[Batch]]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from knowhow.adapt.classify import Classify
+from knowhow.data.batch import rows
 from knowhow.diagnose import gradients, layers, line, outliers, probes
 from knowhow.diagnose.subject import Subject, at_rest, plain_loss, shuffled
 from knowhow.errors import UsageError
 from knowhow.experiments.system import CrossEntropy, numbers
 from knowhow.maths.linear import fit, score_of
 from knowhow.model import load, toys
+from knowhow.stages import diagnose as diagnosis
 from knowhow.types import Batch
 
 
@@ -162,3 +165,22 @@ def test_plain_loss_weighs_batches_by_their_units(classifier: tuple[load.Loaded,
     with torch.no_grad():
         whole = sum(float(objective(loaded.model, batch)[0]) for batch in batches) / 24
     assert plain_loss(loaded.model, objective, batches) == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_class_that_few_rows_do_not_show_is_rare_and_not_impossible() -> None:
+    shares = probes.smoothed(torch.tensor([0, 0, 1]), "one", 4)
+    assert torch.allclose(shares.sum(1), torch.ones(3, dtype=torch.float64))
+    assert torch.allclose(shares.mean(0), torch.tensor([2.25, 1.25, 0.25, 0.25], dtype=torch.float64) / 4)
+    many = probes.smoothed(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), "many", 2)
+    assert torch.allclose(many[0], torch.tensor([2.5, 0.5], dtype=torch.float64) / 3)
+
+
+def test_probes_read_rows_that_no_gradient_saw_each_once() -> None:
+    made = rows([[1] * (5 + at % 7) for at in range(200)], [f"r{at}" for at in range(200)], labels=np.arange(200) % 2)
+    seen = diagnosis.some(made, 0, 0, False, 64)
+    read = [row for batch in diagnosis.unread(made, seen, 0, 0, 300) for row in batch.ids]
+    assert len(read) == len(set(read))
+    assert not {row for batch in seen for row in batch.ids} & set(read)
+    assert 250 < sum(5 + int(row[1:]) % 7 for row in read) <= 300
+    few = rows([[1] * 5 for _ in range(6)], [f"r{at}" for at in range(6)], labels=np.arange(6) % 2)
+    assert len([row for batch in diagnosis.unread(few, diagnosis.some(few, 0, 0, False, 64), 0, 0, 300) for row in batch.ids]) == 6
