@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from knowhow.laws import forgetting, layer_skip, learning_rate_ceiling
+from knowhow.laws import forgetting, layer_skip, learning_rate_ceiling, light_adaptation
 from knowhow.laws.law import by_site, fact
 from knowhow.types import Choice, Diagnosis, Plan, Prediction
 
@@ -50,7 +50,7 @@ class Asked:
 
 def plan(diagnosis: Diagnosis, predictions: Sequence[Prediction], asked: Asked, matrices: Mapping[str, Matrix]) -> Plan:
     """All choices that the diagnosis allows, in the order in which a builder makes them."""
-    made = [rate(diagnosis, predictions, asked), batch(diagnosis, asked), dispensable(predictions)]
+    made = [rate(diagnosis, predictions, asked), batch(diagnosis, asked), adaptation(predictions), dispensable(predictions)]
     if asked.parameters is not None and matrices:
         made.append(ranks(matrices, asked.parameters, asked))
     return Plan(tuple(choice for choice in made if choice is not None))
@@ -98,6 +98,15 @@ def batch(diagnosis: Diagnosis, asked: Asked) -> Choice | None:
     value = int(2 ** min(15, max(9, round(math.log2(max(scale, 1.0))))))
     costs = {str(size): 1 + scale / size for size in (1024, 2048, 4096, 8192, 16384)}
     return Choice("batch_tokens", asked.own.get("batch_tokens", value), (), {"planned": value, **costs})
+
+
+def adaptation(predictions: Sequence[Prediction]) -> Choice | None:
+    """Whether a light adaptation (a head, a low rank) does what training all weights would. Alternatives: label → the gap at which it begins."""
+    found = [one for one in predictions if one.law == light_adaptation.NAME]
+    if not found:
+        return None
+    borders = {"between": light_adaptation.LAZY, "new features": light_adaptation.RICH}
+    return Choice("adaptation", light_adaptation.label(found[0].value), tuple(found), borders)
 
 
 def dispensable(predictions: Sequence[Prediction]) -> Choice | None:

@@ -40,6 +40,8 @@ IN_BUILDS: dict[str, tuple[list[tuple[str, str, float]], list[str]]] = {
         [(RUN, "rows", 800.0), (RUN, "growth.rows", 400.0), *((str(100 * 2**k), "growth.loss", 1.0 / (k + 1)) for k in range(3))],
         ["more_data.gain"],
     ),
+    "light-adaptation": ([(RUN, "lr.mean", 1e-3), (RUN, "steps", 300.0), (RUN, "adam", 1.0), ("0.001", "bend", 0.2), ("0.1", "bend", 0.8)], ["bend.measured"]),
+    "steps-to-target": ([(RUN, "lr", 1e-3), ("0.001", "pilot.start", 2.0), ("0.001", "pilot.20", 1.0)], ["pilot.start"]),
 }
 """Laws without an experiment of their own: {law: (what a diagnosis measures for it: site, metric, value; the columns it reads)}."""
 

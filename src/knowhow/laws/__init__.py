@@ -32,6 +32,8 @@ NAMES = (
     "layer-skip",
     "forgetting",
     "more-data",
+    "light-adaptation",
+    "steps-to-target",
 )
 
 

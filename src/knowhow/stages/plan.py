@@ -22,13 +22,15 @@ from knowhow.stages.common import Build
 from knowhow.stages.phase import phases
 from knowhow.types import Diagnosis, Measurement, Prediction
 
+PILOT_SHARE = 0.03
+"""Of the training's tokens: what a pilot may cost where the rate does not hang on it."""
+
 
 def work(build: Build, folder: Path) -> None:
     """The rate is planned first, since most predictions about the run need it."""
     spec = build.recipe.adapt[-1]
     diagnosis = read_diagnosis(build.run.path("diagnose", "diagnosis.json"))
-    if spec.lr == "auto":
-        found = climb(build)
+    if found := piloted(build, fact(diagnosis, "steps") or 0.0):
         write_json(folder / "pilot.json", [[m.site, m.metric, m.value, m.unit, m.n] for m in found])
         diagnosis = Diagnosis((*diagnosis.measurements, *found), digest([diagnosis.digest, [[m.site, m.metric, m.value] for m in found]]))
     matrices = read_matrices(build.run.path("diagnose", "spectra.json"))
@@ -42,9 +44,14 @@ def work(build: Build, folder: Path) -> None:
     write_json(folder / "plan.json", {"choices": [asdict(choice) for choice in plan.choices], "shares": planning.shares(diagnosis), "lr": lr})
 
 
-def climb(build: Build) -> list[Measurement]:
-    """Pilots of the last phase at rates that rise, or fall, as long as that helps."""
-    phase, seen = phases(build)[-1], {}
+def piloted(build: Build, steps: float) -> list[Measurement]:
+    """Pilots of the last phase: at rates that rise, or fall, as long as that helps, where the rate is left to the plan; else at the recipe's own rate, if
+    that costs little beside so many `steps`."""
+    phase, asked = phases(build)[-1], build.recipe.adapt[-1].lr
+    if asked != "auto":
+        dear = pilot.STEPS * min(pilot.TOKENS, phase.spec.batch_tokens) > PILOT_SHARE * steps * phase.spec.batch_tokens
+        return [] if dear else pilot.pilot(phase, build, max(asked) if isinstance(asked, list) else asked)
+    seen: dict[float, list[Measurement]] = {}
 
     def loss(lr: float) -> float:
         build.progress("plan: pilots", len(seen), len(planning.RATES))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from knowhow import laws
-from knowhow.diagnose import layers
+from knowhow.diagnose import bending, layers
 from knowhow.diagnose.gradients import singular_values, stable_rank
 from knowhow.diagnose.subject import at_rest
 from knowhow.files import read_json, read_jsonl, write_json
@@ -23,7 +23,7 @@ from knowhow.stages import diagnose
 from knowhow.stages.common import Build
 from knowhow.stages.evaluate import specialist
 from knowhow.stages.phase import phases
-from knowhow.types import Prediction, Scored, Trace
+from knowhow.types import Batch, Prediction, Scored, Trace
 
 SKIPPED_BATCHES = 2
 
@@ -66,29 +66,42 @@ def measured(build: Build) -> dict[str, float]:
     last = phases(build)[-1]
     if last.spec.method == "full":
         found |= updates(build)
-    return found | skipped(build)
+    return found | skipped(build) | pilot_start(build)
+
+
+def pilot_start(build: Build) -> dict[str, float]:
+    """Loss of the untrained model, where a pilot measured it."""
+    path = build.run.path("plan", "pilot.json")
+    starts = [value for _, metric, value, *_ in read_json(path) if metric == "pilot.start"] if path.is_file() else []
+    return {"pilot.start": starts[0]} if starts else {}
 
 
 def updates(build: Build) -> dict[str, float]:
-    """Stable rank and relative size of what training added to each hidden matrix."""
-    before = dict(load.load(build.base, seed=build.recipe.seed).model.named_parameters())
-    found = {}
-    for name, weight in hidden_matrices(specialist(build).model).items():
-        if name in before and before[name].shape == weight.shape:
-            change = (weight - before[name]).detach()
+    """Stable rank and relative size of what training added to each hidden matrix; and how far the features bent over it."""
+    before, after, found = load.load(build.base, seed=build.recipe.seed).model, specialist(build).model, {}
+    weights = dict(before.named_parameters())
+    for name, weight in hidden_matrices(after).items():
+        if name in weights and weights[name].shape == weight.shape:
+            change = (weight - weights[name]).detach()
             if size := float(change.norm()):
                 found[f"update.stable_rank:{site_of(name)}"] = stable_rank(singular_values(change))
-                found[f"update.size:{site_of(name)}"] = size / float(before[name].detach().norm())
+                found[f"update.size:{site_of(name)}"] = size / float(weights[name].detach().norm())
+    with at_rest(before):
+        found["bend.measured"] = bending.between(before, after, valid_batches(build)[:1])
     return found
+
+
+def valid_batches(build: Build) -> list[Batch]:
+    phase, loaded = phases(build)[-1], specialist(build)
+    rows = phase.rows("valid")
+    return diagnose.some(rows, loaded.tokenizer.pad_token_id, build.recipe.seed, phase.language_model)[:SKIPPED_BATCHES]
 
 
 def skipped(build: Build) -> dict[str, float]:
     """Rise of the specialist's validation loss, nats per unit, when a layer is left out."""
     phase, loaded = phases(build)[-1], specialist(build)
-    rows = phase.rows("valid")
-    batches = diagnose.some(rows, loaded.tokenizer.pad_token_id, build.recipe.seed, phase.language_model)[:SKIPPED_BATCHES]
     with at_rest(loaded.model), torch.no_grad():
-        found = layers.skips(loaded.model, phase.objective(rows, loaded), batches, metric="skip.measured", parts=False)
+        found = layers.skips(loaded.model, phase.objective(phase.rows("valid"), loaded), valid_batches(build), metric="skip.measured", parts=False)
     return {f"skip.measured:{m.site}": m.value for m in found}
 
 
