@@ -1,7 +1,7 @@
-"""Pilot: the steps until half of the untrained loss is gone, from twenty steps that were tried and thrown away.
+"""Pilot: the steps until half of the loss of knowing nothing is gone, from twenty steps that were tried and thrown away.
 
-**Statement** If a pilot of 20 steps at the run's rate took away a share r of the untrained model's loss, the run's loss is half of what it was after
-about 20 · ½/r steps; if r is below .03, not within the run.
+**Statement** Knowing nothing costs what the untrained model's answer costs, or the best answer that is the same for every row where that is less. If a
+pilot of 20 steps at the run's rate took away a share r of it, half of it is gone after about 20 · ½/r steps; if r is below .03, not within the run.
 
 **Derivation** None from first principles: how fast a task is learnt cannot be read off the base (docs/log.md). A pilot is a measurement; over so few
 steps the loss falls in proportion to them, and the schedule's warm-up and decay roughly undo each other.
@@ -22,7 +22,7 @@ from knowhow.laws.law import Law, by_site, fact, not_applicable, predicted
 from knowhow.types import Diagnosis, Prediction, Scored, Trace
 
 NAME = "steps-to-target"
-QUANTITY = "steps until half of the untrained loss is gone (pilot)"
+QUANTITY = "steps until half of the loss of knowing nothing is gone (pilot)"
 STEPS, TARGET, LEAST = 20, 0.5, 0.03
 FACTOR = 3.0
 NEVER = 1e6
@@ -42,7 +42,7 @@ def predict(diagnosis: Diagnosis) -> Sequence[Prediction]:
 
 
 def score(predictions: Sequence[Prediction], trace: Trace) -> Sequence[Scored]:
-    """From the loss of the run's own steps (`loss`) and the untrained model's (`pilot.start`)."""
+    """From the loss of the run's own steps (`loss`) and that of knowing nothing (`pilot.start`)."""
     losses = [(int(row["step"]), row["loss"]) for row in trace.rows if "loss" in row and math.isfinite(row["loss"])]
     starts = [row["pilot.start"] for row in trace.rows if "pilot.start" in row]
     found = []

@@ -70,7 +70,7 @@ def measured(build: Build) -> dict[str, float]:
 
 
 def pilot_start(build: Build) -> dict[str, float]:
-    """Loss of the untrained model, where a pilot measured it."""
+    """Loss of knowing nothing, where a pilot measured it."""
     path = build.run.path("plan", "pilot.json")
     starts = [value for _, metric, value, *_ in read_json(path) if metric == "pilot.start"] if path.is_file() else []
     return {"pilot.start": starts[0]} if starts else {}
