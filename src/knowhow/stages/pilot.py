@@ -42,8 +42,9 @@ def constant(rows: Rows, task: Task) -> float:
 
 
 def pilot(phase: Phase, build: Build, lr: float, tokens: int = TOKENS) -> list[Measurement]:
-    """At the rate (site `{lr:g}`): loss of an answer that looks at nothing (`pilot.start`: the untrained model's, or the best constant's where that is
-    lower), loss on fresh rows after 5, 10 and 20 steps (`pilot.5` …), in nats per unit, and the rise on general text at the end (`pilot.general`). Where training breaks down there is no `pilot.20`. Rows are the training part's."""
+    """At the rate (site `{lr:g}`), in nats per unit: the loss of an answer that looks at nothing (`pilot.start`: the untrained model's, or the best
+    constant's where that is lower); the loss on fresh rows after 5, 10 and 20 steps (`pilot.5` …); the rise on general text at the end (`pilot.general`).
+    Where training breaks down there is no `pilot.20`. Rows are the training part's."""
     size = min(phase.spec.batch_tokens, tokens)
     phase = replace(phase, spec=phase.spec.model_copy(update={"compile": False, "batch_tokens": size, "microbatch_tokens": size}))
     rows, loaded, spec, site = phase.rows("train"), phase.fresh(), phase.spec, f"{lr:g}"
