@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import tempfile
 import time
 from pathlib import Path
@@ -20,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from small_tasks import BATCH, DATA, recipe_of
 
 from knowhow import run
 from knowhow.diagnose import bending
 from knowhow.files import append_jsonl, read_jsonl
-from knowhow.laws import forgetting, more_data
+from knowhow.laws import forgetting, light_adaptation, more_data
 from knowhow.loop.optim import Optim, OptimSpec, schedule
 from knowhow.loop.step import LoopSpec, train
 from knowhow.maths.statistics import bootstrap, weighted_mean
@@ -33,6 +33,7 @@ from knowhow.stages import diagnose, pilot
 from knowhow.stages.phase import phases
 from knowhow.stages.plan import with_rate
 from knowhow.stages.validation import validation
+from knowhow.types import RUN, Diagnosis, Measurement
 
 RESULTS = Path(__file__).parent / "results" / "forecasts.jsonl"
 BASE = str(DATA / "weights/stories260K")
@@ -108,26 +109,31 @@ def mean_rate(row: dict[str, Any], step: int) -> float:
     return row["lr"] * sum(factor(k) for k in range(1, step + 1)) / step
 
 
+def scored(row: dict[str, Any]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Law → (predicted, low, high, measured) of a build: forgetting at each look with the pilot and without, and the gain."""
+    measured = [Measurement(site, metric, value, "", 1) for site, metric, value in row["measurements"] if metric not in ("lr.mean", "steps")]
+    found: dict[str, list[tuple[float, float, float, float]]] = {"forgetting": [], "forgetting without a pilot": []}
+    for step, rise in row["forgotten"].items():
+        known = [*measured, Measurement(RUN, "lr.mean", mean_rate(row, int(step)), "", 1), Measurement(RUN, "steps", float(step), "", 1)]
+        for name, kept in (("forgetting", known), ("forgetting without a pilot", [m for m in known if not m.metric.startswith("pilot")])):
+            found[name] += [(one.value, one.low, one.high, rise) for one in forgetting.predict(Diagnosis(tuple(kept), ""))]
+    whole = Diagnosis((*measured, Measurement(RUN, "lr.mean", mean_rate(row, row["steps"]), "", 1), Measurement(RUN, "steps", float(row["steps"]), "", 1)), "")
+    found["more data"] = [(one.value, one.low, one.high, row["gain"]) for one in more_data.predict(whole)]
+    found["light adaptation"] = [(one.value, one.low, one.high, row["runs"][0]["bend"]) for one in light_adaptation.predict(whole)]
+    return found
+
+
 def report() -> None:
     for name, fit in (("fitted on", True), ("judged on", False)):
         rows = [row for row in read_jsonl(RESULTS) if (row["seed"] < 100) == fit]
-        if not rows:
-            continue
-        inside: dict[str, list[tuple[int, float]]] = {"forgetting": [], "more data": []}
-        for at, row in enumerate(rows):
-            looked = {float(site): max(value, forgetting.LEAST) for site, metric, value in row["measurements"] if metric == "line.general"}
-            for step, rise in row["forgotten"].items():
-                value = forgetting.forecast(looked, mean_rate(row, int(step)), float(step))
-                low = value * math.exp(-forgetting.SPREAD) if value > forgetting.LEAST else -0.05
-                inside["forgetting"].append((at, float(low <= rise <= value * math.exp(forgetting.SPREAD))))
-            growth = [(float(site), value) for site, metric, value in row["measurements"] if metric == "growth.loss"]
-            facts = {metric: value for site, metric, value in row["measurements"] if site == "run"}
-            value, spread = more_data.forecast(growth, facts["rows"], facts["growth.rows"])
-            inside["more data"].append((at, float(value - spread <= row["gain"] <= value + spread)))
-        for law, pairs in inside.items():
-            clusters, hits = np.array([at for at, _ in pairs]), np.array([hit for _, hit in pairs])
+        every = [scored(row) for row in rows]
+        for law in every[0] if every else ():
+            clusters = np.array([at for at, each in enumerate(every) for _ in each[law]])
+            values = np.array([one for each in every for one in each[law]])
+            hits = ((values[:, 1] <= values[:, 3]) & (values[:, 3] <= values[:, 2])).astype(float)
             found = bootstrap(weighted_mean(hits), clusters, draws=1000, seed=0, confidence=0.95, vectorised=True)
-            print(f"{name} {len(rows)} builds: {law}: coverage {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] of {len(hits)} predictions")
+            order = f"rank correlation {spearmanr(values[:, 0], values[:, 3]).statistic:.2f}"
+            print(f"{name} {len(rows)} builds: {law}: coverage {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] of {len(hits)} predictions, {order}")
 
 
 def main() -> None:

@@ -9,8 +9,9 @@ better features, but of the same rows: what it lacks for want of examples (rare 
 
 **Assumptions** Rows of the same distribution; the run is long enough that data, not steps, is what is short.
 
-**Where it fails** Tasks of a circuit that appears all at once; tasks that frozen features do not show at all, where the probe's curve is flat at chance
-(then the interval is wide and the law says so).
+**Where it fails** The rank correlation with the measured gain is .42 over 20 tiny builds, below the .6 that this project asks of a law: the interval is
+calibrated, the value is a hint. Rates near the ceiling make the gain a matter of luck. Tasks of a circuit that appears all at once; tasks that frozen
+features do not show at all, where the probe's curve is flat at chance (then the interval is wide and the law says so).
 
 **Source** Hestness et al. 2017 (arXiv 1712.00409); Chinchilla-type fits. A use: whether to label more rows.
 """
@@ -25,12 +26,15 @@ from knowhow.types import Diagnosis, Prediction, Scored, Trace
 
 NAME = "more-data"
 QUANTITY = "fall of the validation loss from twice the data, nats"
-OFFSET, SLOPE, SPREAD = 0.0, 1.0, 0.1
+SLOPE, SPREAD = 0.6, 0.075
+"""Fitted on tiny builds (bench/forecasts.py), seeds 0–4."""
 
 
 def forecast(losses: Sequence[tuple[float, float]], rows: float, seen: float) -> tuple[float, float]:
-    """Gain of a build of so many `rows` and half the width of its 90% interval; the probe saw `seen` rows, and its gain is carried on by n^(−½)."""
-    return OFFSET + SLOPE * next_gain(losses) / math.sqrt(max(1.0, rows / seen)), SPREAD
+    """Gain of a build of so many `rows` and half the width of its 90% interval; the probe saw `seen` rows, and its gain is carried on by n^(−½). The width
+    is SPREAD times the square of what the probe lacks still: where much is left to learn, much depends on the draw of the rows."""
+    left = max(losses)[1]
+    return SLOPE * next_gain(losses) / math.sqrt(max(1.0, rows / seen)), SPREAD * left**2
 
 
 def next_gain(losses: Sequence[tuple[float, float]]) -> float:
