@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -32,7 +32,7 @@ _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "came
 def load(
     source: str,
     *,
-    head: Head = "lm",
+    head: Head | Literal["body"] = "lm",
     labels: Sequence[str] = (),
     many: bool = False,
     revision: str | None = None,
@@ -43,7 +43,8 @@ def load(
 
     `labels` (classifier): in index order; empty takes those of the folder. A folder's own head is kept when its labels are these (in any order),
     otherwise a fresh one is drawn from `seed` (normal, standard deviation .02; biases 0). `many`: several labels may hold at once. A `channel` is a
-    language model with tokens for the labels (see model/channel.py).
+    language model with tokens for the labels (see model/channel.py). `body`: what stands below any head; a causal model keeps its own, an encoder gets one
+    that means nothing, for many (sentence encoders among them) come without one for words.
     Raises UsageError (missing, not supported) or SafetyError (refused)."""
     _check_arguments(head, labels, dtype)
     if head == "channel":
@@ -56,6 +57,8 @@ def load(
     tokenizer = _tokenizer(report.path)
     kind: Kind = "encoder" if is_encoder(report.model_type, decoder=getattr(config, "is_decoder", False)) else "causal"
     stored = _stored_labels(config)
+    if head == "body":
+        head, labels = ("classifier", ("0", "1")) if kind == "encoder" else ("lm", ())
     names, keep = _choose_labels(head, tuple(labels), stored, report.path)
     _set_pad(tokenizer, config)
     if head != "lm":
@@ -74,8 +77,8 @@ def head_modules(model: torch.nn.Module) -> list[str]:
 
 
 def _check_arguments(head: str, labels: Sequence[str], dtype: str) -> None:
-    if head not in HEADS:
-        raise UsageError(f"head {head!r}", allowed=", ".join(HEADS))
+    if head not in (*HEADS, "body"):
+        raise UsageError(f"head {head!r}", allowed=", ".join((*HEADS, "body")))
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r}", allowed=", ".join(DTYPES))
     if labels and head not in ("classifier", "channel"):

@@ -26,7 +26,7 @@ def work(build: Build, folder: Path) -> None:
     """Leaves base.json (where it came from, its digest) and, with an extension, model/ and vocabulary.json."""
     spec = build.recipe.base
     where = str(build.start_from or source(build.recipe, build.root))
-    base = load.load(where, revision=spec.revision, seed=build.recipe.seed)
+    base = load.load(where, head="body", revision=spec.revision, seed=build.recipe.seed)
     _check_objectives(build, base)
     about = {"source": spec.model if build.start_from is None else build.start_from.name, "revision": base.ref.revision, "sha256": base.ref.sha256}
     about |= {"kind": base.kind, "context": base.context, "parameters": sum(p.numel() for p in base.model.parameters())}

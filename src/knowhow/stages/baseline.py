@@ -47,7 +47,7 @@ def base_answers(build: Build, rows: Sequence[Example]) -> Predictions | None:
     """The untouched base, zero- or few-shot, as a language model; None where it has no way to answer (encoders, numbers, sets of labels)
     or where reading every row would take longer than the build."""
     task, spec = build.task, build.recipe.base
-    loaded = load.load(build.base, seed=build.recipe.seed)
+    loaded = load.load(build.base, head="body", seed=build.recipe.seed)
     able = loaded.kind == "causal" and not task.many and (task.classes or task.kind == "generate")
     if not able or sum(len(prompt_text(example, task)) for example in rows) > BASE_CHARACTERS:
         build.run.log(stage="baseline", event="base not asked", reason="too many rows" if able else "it has no way to answer")

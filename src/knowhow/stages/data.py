@@ -48,7 +48,7 @@ def work(build: Build, folder: Path) -> None:
     _check_labels(parts, task)
     _check_answers(parts, task)
     if recipe.data.audit:
-        tokenizer = load.load(str(build.start_from or source(recipe, build.root)), revision=recipe.base.revision)
+        tokenizer = load.load(str(build.start_from or source(recipe, build.root)), head="body", revision=recipe.base.revision)
         report = audit(
             parts,
             task,

@@ -69,7 +69,7 @@ class Phase:
         """The examples of one part as this phase's objective wants them."""
         build, spec, task = self.build, self.spec, self.build.task
         examples = build.rows(part)
-        loaded = self.fresh() if spec.objective == "channel" else load.load(self.parent, revision=self._revision, seed=build.recipe.seed)
+        loaded = self.fresh() if spec.objective == "channel" else load.load(self.parent, head="body", revision=self._revision, seed=build.recipe.seed)
         room = context(loaded, build.recipe.base)
         if spec.objective == "channel":
             texts = encode(loaded, examples, task, build.recipe.base)

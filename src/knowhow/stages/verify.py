@@ -78,7 +78,7 @@ def pilot_start(build: Build) -> dict[str, float]:
 
 def updates(build: Build) -> dict[str, float]:
     """Stable rank and relative size of what training added to each hidden matrix; and how far the features bent over it."""
-    before, after, found = load.load(build.base, seed=build.recipe.seed).model, specialist(build).model, {}
+    before, after, found = load.load(build.base, head="body", seed=build.recipe.seed).model, specialist(build).model, {}
     weights = dict(before.named_parameters())
     for name, weight in hidden_matrices(after).items():
         if name in weights and weights[name].shape == weight.shape:

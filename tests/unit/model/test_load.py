@@ -117,6 +117,9 @@ def test_an_encoder_without_its_language_model_head(twin: Twin, tmp_path: Path) 
     save(load(str(twin("bert")), head="classifier", labels=("a", "b")), tmp_path / "classifier")
     with pytest.raises(UsageError, match="language-model head"):
         load(str(tmp_path / "classifier"))
+    body = load(str(tmp_path / "classifier"), head="body")
+    assert (body.kind, body.head) == ("encoder", "classifier")
+    assert load(str(twin("llama")), head="body").head == "lm"
 
 
 def spoiled(twin: Twin, family: str, folder: Path, act: Callable[[dict[str, torch.Tensor]], object]) -> Path:
