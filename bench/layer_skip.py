@@ -100,10 +100,12 @@ def build(model: str, name: str, task: str, seed: int) -> dict[str, Any]:
         valid = diagnose.some(phase.rows("valid"), loaded.tokenizer.pad_token_id, seed, False)
         with at_rest(loaded.model):
             costs = layers.skips(loaded.model, objective, valid, metric="skip", parts=False)
+            moved = layers.shifts(loaded.model, valid, many=False, metric="shift")
     before = {
-        metric: [m.value for m in found.measurements if m.metric == metric and m.site.count(".") == 1] for metric in ("skip.task", "skip.general", "layer.turn")
+        metric: [m.value for m in found.measurements if m.metric == metric and m.site.count(".") == 1]
+        for metric in ("skip.task", "skip.shift", "skip.general", "layer.turn")
     }
-    row = {"model": name, "task": task, "seed": seed, "after": [m.value for m in costs], "norm": norms, **before}
+    row = {"model": name, "task": task, "seed": seed, "after": [m.value for m in costs], "moved": [m.value for m in moved], "norm": norms, **before}
     return {**row, "seconds": round(time.monotonic() - clock, 1)}
 
 
@@ -112,9 +114,9 @@ def shares(values: list[float]) -> np.ndarray:
     return kept / kept.sum()
 
 
-def pooled(rows: list[dict[str, Any]], key: str) -> float:
+def pooled(rows: list[dict[str, Any]], key: str, cost: str) -> float:
     """Spearman over all layers of all builds."""
-    after = np.concatenate([shares(row["after"]) for row in rows])
+    after = np.concatenate([shares(row[cost]) for row in rows])
     before = np.concatenate([np.linspace(1, 0, len(row["after"])) if key == "position" else shares(row[key]) for row in rows])
     return float(spearmanr(before, after).statistic)
 
@@ -123,11 +125,13 @@ def report() -> None:
     rows = list(read_jsonl(RESULTS))
     random = np.random.default_rng(0)
     draws = [[rows[at] for at in random.integers(len(rows), size=len(rows))] for _ in range(500)]
-    for key in ("skip.task", "skip.general", "layer.turn", "position", "norm"):
-        chosen = [row for row in rows if key == "position" or row.get(key)]
-        spread = [pooled([row for row in draw if key == "position" or row.get(key)], key) for draw in draws]
-        low, high = np.quantile(spread, [0.025, 0.975])
-        print(f"{key}: Spearman {pooled(chosen, key):.3f} [{low:.3f}, {high:.3f}] over {len(chosen)} builds, {sum(len(row['after']) for row in chosen)} layers")
+    for cost, said in (("after", "rise of the loss"), ("moved", "divergence of the answers")):
+        for key in ("skip.task", "skip.shift", "skip.general", "layer.turn", "position", "norm"):
+            chosen = [row for row in rows if key == "position" or row.get(key)]
+            spread = [pooled([row for row in draw if key == "position" or row.get(key)], key, cost) for draw in draws]
+            low, high = np.quantile(spread, [0.025, 0.975])
+            count = sum(len(row["after"]) for row in chosen)
+            print(f"{said} by {key}: Spearman {pooled(chosen, key, cost):.3f} [{low:.3f}, {high:.3f}] over {len(chosen)} builds, {count} layers")
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def write_parts(lines: list[dict[str, str]], order: np.ndarray, folder: Path, *,
 
 
 def recipe_of(model: str, task: str, rows: int, folder: Path, *, lr: float | str, steps: int, seed: int, shuffle: int = 0) -> Recipe:
-    """A small build: `rows` to train on, VALID to choose by, BATCH tokens a step. `shuffle`: another draw of the rows."""
+    """A small build of the classes that its first rows show: `rows` to train on, VALID to choose by, BATCH tokens a step. `shuffle`: another draw of the rows."""
     phase = {"lr": lr, "steps": steps, "batch_tokens": BATCH, "microbatch_tokens": BATCH, "weight_decay": 0.05}
     said: dict[str, Any] = {"name": "small", "base": {"model": model, "context": 256}, "adapt": [phase], "seed": seed}
     if task == "traces":
@@ -42,6 +42,7 @@ def recipe_of(model: str, task: str, rows: int, folder: Path, *, lr: float | str
         return Recipe.model_validate({**said, "task": {"kind": "classify", "many": True}, "data": {"generate": made, "audit": False}})
     random = np.random.default_rng([seed, shuffle, 7])
     lines = lines_of(task)
-    files = write_parts(lines, random.permutation(len(lines)), folder, train=rows, valid=VALID)
-    labels = sorted({line["label"] for line in lines})
+    order = random.permutation(len(lines))
+    labels = sorted({lines[at]["label"] for at in order[VALID : VALID + rows]})
+    files = write_parts(lines, np.array([at for at in order if lines[at]["label"] in labels]), folder, train=rows, valid=VALID)
     return Recipe.model_validate({**said, "task": {"kind": "classify", "labels": labels}, "data": {"audit": False, **files}})

@@ -39,6 +39,7 @@ def write_run(folder: Path, *, seed: int = 0, hostile: bool = False, beats: bool
         folder / "evaluate/forgetting.json", {"value": 0.118, "low": 0.094, "high": 0.141, "n": 400, "unit": "nats per token", "before": 4.312, "after": 4.430}
     )
     save(folder / "evaluate/memorisation.json", memorisation())
+    save(folder / "evaluate/robustness.json", robustness(hostile))
     save_lines(folder / "evaluate/samples.jsonl", samples(labels, rng, hostile))
     explained(folder, samples(labels, rng, hostile), hostile)
     save(folder / "measured.json", measured(seed))
@@ -190,6 +191,13 @@ def calibration(rng: np.random.Generator) -> dict[str, object]:
     before, after = {"ece": 0.128, "brier": 0.471, "bins": bins(0.2)}, {"ece": 0.021, "brier": 0.431, "bins": bins(0.0)}
     abstention = {"risk": 0.05, "threshold": 0.872, "coverage": 0.412, "bound": 0.0496}
     return {"temperature": 1.73, "before": before, "after": after, "risk_coverage": curve, "abstention": abstention}
+
+
+def robustness(hostile: bool) -> list[dict[str, object]]:
+    told = {"metric": "macro_f1", "value": 0.81, "low": 0.76, "high": 0.86, "n": 100, "rows": 100}
+    gaps = {"no-ops, 50% more calls": (-0.12, -0.17, -0.06), "variables renamed": (0.0, -0.02, 0.02)}
+    rows = [{**told, "rewrite": name, "difference": dict(zip(("value", "low", "high"), gap, strict=True))} for name, gap in gaps.items()]
+    return [*rows, {**rows[0], "rewrite": HOSTILE}] if hostile else rows
 
 
 def memorisation() -> dict[str, object]:

@@ -55,7 +55,10 @@ class ResultPart(Section):
 
 
 class CalibrationPart(Section):
+    """`false_positives`: for each label how often rows without it are given it (rate, low, high, n), on validation."""
+
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    false_positives: tuple[dict[str, Finite], ...] | None = None
     thresholds: tuple[Finite, ...] | None = None
     abstention: dict[str, Any] | None = None
 

@@ -153,7 +153,7 @@ def _fill(folder: Path, specialist: Specialist, extras: Mapping[str, Any], *, ad
         "limits": list(named.limits),
         "licence": named.licence,
         "licences": dict(extras.get("licences") or {}),
-        "calibration": {key: calibration.get(key) for key in ("temperature", "thresholds", "abstention")},
+        "calibration": {key: calibration.get(key) for key in ("temperature", "thresholds", "abstention", "false_positives")},
         "input": dict(extras.get("input") or {}),
         "vocabulary": {key: value for key, value in (extras.get("vocabulary") or {}).items() if key != "new_words"} or None,
         "audit": _without_rows(extras.get("audit")),

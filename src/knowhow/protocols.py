@@ -123,3 +123,7 @@ class Domain(Protocol):
 
     def vocabulary(self) -> Sequence[str]:
         """Words that should cost one token each."""
+        ...
+
+    def stressors(self) -> Mapping[str, Callable[[Example, int], Example | None]]:
+        """Rewrites that leave the answer what it is: name → (example, seed) → the example rewritten, None where it cannot be."""

@@ -68,7 +68,8 @@ def open_specialist(where: str, runs: Path) -> Opened:
     loaded = _adapter(folder, head, task) if (folder / "adapter_config.json").is_file() else _whole(folder, head, task)
     spec = BaseSpec(context=manifest.input.context, truncate=manifest.input.truncate)
     said = manifest.calibration
-    fitted = {"temperature": {"temperature": said.temperature}, "thresholds": said.thresholds, "abstention": said.abstention} if said.temperature else None
+    kept = {"thresholds": said.thresholds, "abstention": said.abstention, "false_positives": said.false_positives}
+    fitted = {"temperature": {"temperature": said.temperature}, **kept} if said.temperature else None
     return Opened(manifest.name, folder, manifest.digest, loaded, task, spec, fitted)
 
 

@@ -273,3 +273,61 @@ class Specialist:
     limits: tuple[str, ...]
     licence: str
     files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A case as text. `ranges` U: characters [start, end) of each unit (a report's events, a document's sentences), in order, each on lines of its own;
+    `telling` U: whether a unit may matter (None: any may)."""
+
+    name: str
+    text: str
+    ranges: tuple[tuple[int, int], ...]
+    telling: tuple[bool, ...] | None = None
+
+    def lines(self) -> list[str]:
+        """Each unit's text."""
+        return [self.text[start:end] for start, end in self.ranges]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One label of one case. `units`: evidence, positions in the case; `probability` with everything, `without` the evidence, with it `alone`;
+    `flips`: whether the label goes without it; `random_flips`: in what share of random deletions of the same number; `enough`: the fewest units, from the
+    strongest on, whose deletion takes the label away, with the probability then (None: not found); `held`: the evidence is confirmed."""
+
+    label: str
+    units: tuple[int, ...]
+    probability: float
+    without: float
+    alone: float
+    flips: bool
+    random_flips: float
+    enough: tuple[tuple[int, ...], float] | None
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`probabilities`: label → calibrated probability; `given`: the labels that hold; `views`: in how many pieces the case was read (0: it has no unit);
+    `sure`: sure enough at the risk that the specialist was built for (None: it says nothing about that)."""
+
+    item: Item
+    probabilities: Mapping[str, float]
+    given: tuple[str, ...]
+    views: int
+    claims: tuple[Claim, ...] = ()
+    sure: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A known case that is like this one: cosine of their words; `same`: no line differs; `here`: units that only this case has, `there`: lines that only
+    the known one has."""
+
+    id: str
+    labels: tuple[str, ...]
+    similarity: float
+    same: bool
+    here: tuple[int, ...]
+    there: tuple[str, ...]

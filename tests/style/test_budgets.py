@@ -10,6 +10,7 @@ from source import trees
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 300, 50, 8
 
 LONGER: dict[str, str] = {
+    "types.py": "every noun that travels between stages, in one place",
     "model/generate.py:generate": "one knob per sampler, each a field's own word; the Generator protocol fixes the first ones",
 }
 """{file or file:function: why it is clearer longer}."""

@@ -163,6 +163,23 @@ def explain(
 
 
 @app.command()
+def triage(
+    model: Model,
+    reports: Annotated[list[str], typer.Argument(metavar="REPORT...", help="Sandbox reports: files, folders, archives, or - for stdin.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where answers, page and exports go.")] = Path("triage"),
+    evidence: Annotated[bool, typer.Option("--evidence/--no-evidence", help="Find and test the calls behind each answer.")] = True,
+    runs: Runs = RUNS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer sandbox reports with the calls that carry it."""
+    from knowhow.commands import triage as command
+    from knowhow.commands.output import Output
+
+    command.triage(model, command.Wish(reports, out, evidence), runs, Output(json, quiet))
+
+
+@app.command()
 def look(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run's name or folder.")],
     what: Annotated[str, typer.Argument(metavar="WHAT", help="circuit, features, or influence (the training rows behind answers).")],

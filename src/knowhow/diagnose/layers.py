@@ -36,6 +36,36 @@ def skips(model: torch.nn.Module, objective: Objective, batches: Sequence[Batch]
 
 
 @torch.no_grad()
+def shifts(model: torch.nn.Module, batches: Sequence[Batch], *, many: bool, metric: str) -> list[Measurement]:
+    """How far the answers move when a layer is left out: KL(with it ‖ without it) in nats per row of a classifier, the sum over labels where many hold at
+    once, half the squared difference of numbers. Unlike the loss it does not fall when a layer was only overconfident."""
+    inner = without_adapter(model)
+    whole = [_logits(inner, batch) for batch in batches]
+    rows = []
+    for layer in range(body(inner).depth):
+        edits = [Edit(f"layers.{layer}.{kind}", torch.zeros_like) for kind in PARTS[0][1]]
+        with tap(inner, edits=edits, check=False):
+            apart = torch.cat([divergence(before_BC, _logits(inner, batch), many=many) for before_BC, batch in zip(whole, batches, strict=True)])
+        rows.append(measured(f"layers.{layer}", metric, float(apart.mean()), "nats", len(apart)))
+    return rows
+
+
+def divergence(before_BC: torch.Tensor, after_BC: torch.Tensor, *, many: bool) -> torch.Tensor:
+    """B: KL of softmax, of sigmoids summed over labels, or of unit normals round one number."""
+    if before_BC.shape[1] == 1:
+        return (before_BC - after_BC).square().sum(1) / 2
+    if many:
+        before_BC, after_BC = torch.stack([before_BC, torch.zeros_like(before_BC)], -1), torch.stack([after_BC, torch.zeros_like(after_BC)], -1)
+    before, after = before_BC.log_softmax(-1), after_BC.log_softmax(-1)
+    return (before.exp() * (before - after)).flatten(1).sum(1)
+
+
+def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    found: torch.Tensor = model(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT.long()).logits
+    return found.double()
+
+
+@torch.no_grad()
 def turns(model: torch.nn.Module, batch: Batch) -> list[Measurement]:
     """1 − cosine between a layer's input and output, mean over real tokens: block influence (Men et al. 2024, arXiv 2403.03853)."""
     inner = without_adapter(model)

@@ -42,7 +42,8 @@ def fit(
     risk: float = 0.05,
     confidence: float = 0.95,
 ) -> Json:
-    """What validation rows teach, to be kept beside the model: {temperature: …, abstention: …}, and with many labels the `thresholds` of best F1.
+    """What validation rows teach, to be kept beside the model: {temperature: …, abstention: …, false_positives: …}, and with many labels the
+    `thresholds` of best F1.
 
     Temperature is fitted on logits (log-probabilities where there are none). The task must have labels."""
     gold = _gold(examples, task, clusters_N)
@@ -53,6 +54,7 @@ def fit(
         fitted["thresholds"] = best_thresholds(gold.values, calibrated.probs_NC, gold.weights_N).tolist()
         calibrated = apply(predictions, fitted, task)
     right_N = correct_rows(gold.values, calibrated)
+    fitted["false_positives"] = false_positives(gold.values, calibrated, gold.weights_N, gold.clusters_N)
     return {**fitted, "abstention": abstention(confidence_of(calibrated, task), right_N, gold.clusters_N, risk=risk, confidence=confidence)}
 
 
@@ -65,6 +67,21 @@ def apply(predictions: Predictions, fitted: Mapping[str, Any], task: Task) -> Pr
         return replace(predictions, probs_NC=special.softmax(logits_NC, axis=1))
     thresholds = fitted.get("thresholds")
     return replace(predictions, probs_NC=special.expit(logits_NC), thresholds_C=None if thresholds is None else np.asarray(thresholds))
+
+
+def false_positives(gold: np.ndarray, calibrated: Predictions, weights_N: np.ndarray, clusters_N: np.ndarray | None) -> list[Json]:
+    """For each label, the share of rows without it that are given it all the same, with Wilson's 95% bounds at the effective n of those rows. Measured
+    on the rows that thresholds were chosen on, so a little optimistic."""
+    given_NC = positive(calibrated) if gold.ndim == 2 else np.eye(calibrated.probs_NC.shape[1], dtype=np.int64)[calibrated.probs_NC.argmax(1)]
+    truth_NC = gold if gold.ndim == 2 else np.eye(given_NC.shape[1], dtype=np.int64)[gold]
+    rows = []
+    for given_N, truth_N in zip(given_NC.T, truth_NC.T, strict=True):
+        without_N = truth_N == 0
+        n = effective_n(weights_N[without_N], None if clusters_N is None else clusters_N[without_N]) if without_N.any() else 0.0
+        share = float(np.average(given_N[without_N], weights=weights_N[without_N])) if n else 0.0
+        bounds = wilson(share * n, n)
+        rows.append({"rate": share, "low": bounds.low if n else 0.0, "high": bounds.high if n else 1.0, "n": n})
+    return rows
 
 
 def answered(predictions: Predictions, fitted: Mapping[str, Any], task: Task) -> np.ndarray:

@@ -219,6 +219,7 @@ class EvaluateSpec(Section):
     baselines: list[Literal["majority", "tfidf-lr", "lightgbm", "base", "retrieval", "all-positive", "presence-only"]] | None = Field(
         None, description="left out: all that fit the task"
     )
+    stress: int = Field(100, ge=0, description="test rows that are asked again in each of a domain's harmless rewrites; 0: none")
     few_shot: int = Field(0, ge=0, le=16, description="examples shown to the base model in its baseline")
 
 

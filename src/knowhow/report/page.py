@@ -40,6 +40,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...], Maker], ...] = (
     ("classes", "Classes and slices", ("results", "confusion"), results.classes),
     ("calibration", "Does it know when it does not know?", ("calibration",), trust.calibration),
     ("forgetting", "What it forgot", ("forgetting",), trust.forgetting),
+    ("robustness", "What it stands", ("robustness",), trust.robustness),
     ("memorisation", "What it memorised", ("memorisation",), trust.memorisation),
     ("cost", "What it cost", ("measured",), training.cost),
     ("explanation", "What answers rest on", ("findings",), explanation.explanation),
@@ -87,8 +88,8 @@ def render(run: read.Run) -> str:
 
 def assembled(about: About, told: Verdict, tiles: Sequence[Tile], sections: Sequence[Section]) -> str:
     """A page of sections: its style, scripts and charts inside it."""
-    style, mount, vega = _asset("page.css"), _asset("page.js"), bundle()
-    return _template().render(
+    style, mount, vega = asset("page.css"), asset("page.js"), bundle()
+    return template("page.html.j2").render(
         name=about.name,
         description=about.description,
         run_id=about.run,
@@ -159,14 +160,14 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     return resources.files("knowhow.report").joinpath(name).read_text("utf-8").replace("\r\n", "\n")
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
     """Every value is escaped and cleaned on its way out; undefined names are our own bug."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize)
-    return environment.from_string(_asset("page.html.j2"))
+    return environment.from_string(asset(name))
 
 
 def _finalize(value: object) -> object:

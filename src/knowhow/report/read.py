@@ -25,6 +25,7 @@ FILES = {
     "calibration": "evaluate/calibration.json",
     "forgetting": "evaluate/forgetting.json",
     "memorisation": "evaluate/memorisation.json",
+    "robustness": "evaluate/robustness.json",
     "measured": "measured.json",
     "package": "package/specialist/knowhow.json",
     "findings": "explain/findings.json",
@@ -36,7 +37,7 @@ FILES = {
     "influence": "looked/influence.json",
     "predictions": "verify/predictions.json",
 }
-LISTS = frozenset({"results", "findings", "methods", "predictions"})
+LISTS = frozenset({"results", "findings", "methods", "predictions", "robustness"})
 LIMIT = 64_000_000
 SAMPLES_WRONG, SAMPLES_RIGHT, EVIDENCE = 6, 4, 20
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from knowhow.report import charts, curves
-from knowhow.report.numbers import count, decimal, ends, items, number, part, percent, plural, signed, span, with_interval
+from knowhow.report.numbers import count, decimal, ends, items, metric_name, number, part, percent, plural, signed, span, with_interval
 from knowhow.report.parts import Figure, Key, Section, Table, Tile
 from knowhow.report.read import Run
 from knowhow.report.text import clean
@@ -103,6 +103,31 @@ def forgetting(run: Run) -> Section:
     table = Table("Forgetting", ("unit", "before", "after", "rise", INTERVAL, "n"), cells, frozenset({1, 2, 3, 4, 5}))
     spec = charts.forest([row], f"rise of the loss on general text, {unit}", reference=(0.0, "nothing forgotten"))
     return Section(figures=(Figure("forgetting", sentence, spec, table),))
+
+
+def robustness(run: Run) -> Section:
+    """What rewrites that change nothing do to its answers."""
+    rows = [row for row in run.files["robustness"] if isinstance(row, Mapping) and number(row, "difference", "value") is not None][:20]
+    if not rows:
+        return Section(missing="evaluate/robustness.json holds no measurements")
+    drawn, cells = [], []
+    for row in rows:
+        value, low, high = _interval(part(row, "difference"), "value")
+        label = with_interval(value, low, high, sign=True)
+        colour = charts.WARN if high < 0 else charts.ACCENT
+        drawn.append(
+            {"name": clean(row.get("rewrite"), 60), "value": value, "low": low, "high": high, "short": signed(value), "label": label, "colour": colour}
+        )
+        cells.append((clean(row.get("rewrite"), 60), decimal(number(row, "value")), signed(value), span(low, high, sign=True), count(number(row, "rows"))))
+    worse = [row["name"] for row in drawn if row["colour"] == charts.WARN]
+    name = clean(metric_name(str(rows[0].get("metric"))), 60)
+    fallen = (
+        f"{plural(len(worse), 'rewrite', 'rewrites')} that change nothing cost it {name}: {', '.join(worse)}."
+        if worse
+        else f"No rewrite costs it {name} for sure."
+    )
+    table = Table("Rewritten rows against the same rows as they were", ("rewrite", name, "difference", INTERVAL, "rows"), tuple(cells), frozenset({1, 2, 3, 4}))
+    return Section(figures=(Figure("robustness", fallen, charts.forest(drawn, f"change of {name}", reference=(0.0, "unmoved")), table),))
 
 
 def memorisation(run: Run) -> Section:

@@ -92,6 +92,8 @@ def diagnose(phase: Phase, build: Build) -> tuple[Diagnosis, dict[str, Any]]:
             partial(layers.turns, loaded.model, subject.fresh[0]),
             partial(outliers.tails, loaded.model, subject.fresh[0]),
         ]
+        if phase.spec.objective == "classify":
+            looks.append(partial(layers.shifts, loaded.model, subject.fresh, many=build.task.many, metric="skip.shift"))
         if general is not None:
             looks.append(partial(layers.skips, loaded.model, general[0], general[1][:1], metric="skip.general", parts=False))
         if loaded.kind == "causal":

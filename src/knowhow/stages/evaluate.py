@@ -16,7 +16,7 @@ from knowhow.evaluate.labels import correct_rows, positive, predicted
 from knowhow.evaluate.suite import Options, evaluate, standard_slices
 from knowhow.files import append_jsonl, read_json, write_json
 from knowhow.model import infer, load
-from knowhow.stages import remember
+from knowhow.stages import remember, robustness
 from knowhow.stages.common import Build, answers, context, encode, load_predictions, save_predictions, scorer
 from knowhow.types import DISTRACTOR, EvalResult, Example, Predictions, Task
 
@@ -25,12 +25,12 @@ TIMED_ROWS = 64
 
 
 def work(build: Build, folder: Path) -> None:
-    """Leaves results.json, calibration.json, confusion.json, forgetting.json, memorisation.json, samples.jsonl and predictions."""
+    """Leaves results.json, calibration.json, confusion.json, forgetting.json, robustness.json, memorisation.json, samples.jsonl and predictions."""
     task, spec = build.task, build.recipe.base
     loaded = specialist(build)
     valid, test = build.rows("valid"), build.rows("test")
     given = {part: answers(loaded, rows, task, spec, name="specialist", progress=build.progress) for part, rows in (("valid", valid), ("test", test))}
-    answer = given["test"]
+    answer, fitted = given["test"], None
     if task.classes:
         fitted = calibration.fit(given["valid"], valid, task, risk=build.recipe.evaluate.risk)
         write_json(folder / "calibration.json", calibrated(given["test"], test, task, fitted))
@@ -42,6 +42,8 @@ def work(build: Build, folder: Path) -> None:
     write_samples(folder / "samples.jsonl", answer, test, task)
     if build.recipe.evaluate.forgetting and loaded.kind == "causal":
         write_json(folder / "forgetting.json", forgotten(build))
+    if (stressed := robustness.work(build, loaded, fitted)) is not None:
+        write_json(folder / "robustness.json", stressed)
     if build.recipe.evaluate.memorisation:
         write_json(folder / "memorisation.json", remember.work(build, loaded))
     build.run.measure(**costs(build, loaded, test))

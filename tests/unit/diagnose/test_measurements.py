@@ -184,3 +184,24 @@ def test_probes_read_rows_that_no_gradient_saw_each_once() -> None:
     assert 250 < sum(5 + int(row[1:]) % 7 for row in read) <= 300
     few = rows([[1] * 5 for _ in range(6)], [f"r{at}" for at in range(6)], labels=np.arange(6) % 2)
     assert len([row for batch in diagnosis.unread(few, diagnosis.some(few, 0, 0, False, 64), 0, 0, 300) for row in batch.ids]) == 6
+
+
+def test_answers_move_by_the_divergence_of_what_was_said() -> None:
+    before, after = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    p, q = 0.5, 1 / (1 + math.exp(-1.0))
+    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert layers.divergence(before, after, many=False).tolist() == pytest.approx([expected, 0.0], abs=1e-6)
+    assert layers.divergence(before, after, many=True).tolist() == pytest.approx([expected, 0.0], abs=1e-6)
+    assert layers.divergence(before[:, :1], after[:, :1], many=False).tolist() == pytest.approx([0.5, 0.0])
+
+
+def test_a_layer_that_does_nothing_moves_nothing(tmp_path) -> None:
+    loaded = load.load(str(toys.twin("llama", tmp_path / "llama")), head="classifier", labels=("a", "b"), seed=3)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if "layers.1." in name and name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+    batch = Batch(torch.arange(5, 45).view(4, 10), torch.ones(4, 10, dtype=torch.bool))
+    found = {m.site: m.value for m in layers.shifts(loaded.model, [batch], many=False, metric="skip.shift")}
+    assert found["layers.1"] == pytest.approx(0.0, abs=1e-12)
+    assert found["layers.0"] > 1e-9

@@ -6,6 +6,7 @@ import html
 import json
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ import fake_run
 import pytest
 
 from knowhow.errors import UsageError
-from knowhow.report import page, read, training
+from knowhow.report import charts, page, read, training
 
 JUNK = (
     *(None, 7, "text", [], [[]], {}, {"a": None}, [{"a": {}}]),
@@ -48,6 +49,14 @@ def outline(path: Path) -> Outline:
     parser = Outline()
     parser.feed(path.read_text("utf-8"))
     return parser
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _checked() -> Iterator[None]:
+    """Every chart of these pages is checked against Altair's schema."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "CHECKED", True)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +143,7 @@ def test_every_chart_has_a_place_a_sentence_and_its_data(plain: Path) -> None:
     specs = json.loads(made.scripts[0])
     places = [attrs for tag, attrs in made.tags if "data-chart" in attrs]
     assert {attrs["data-chart"] for attrs in places} == set(specs)
-    assert len(specs) == 21
+    assert len(specs) == 22
     for attrs in places:
         assert attrs["role"] == "img"
         assert len(attrs["aria-label"] or "") > 15

@@ -1,0 +1,1 @@
+"""Specialists at work on cases of a domain."""

@@ -1,0 +1,102 @@
+"""`knowhow triage` on a folder as it lies about: reports of several formats, a page of text, a broken one, a refused one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from knowhow.cli import main
+from knowhow.domains.malware import ingest
+from knowhow.domains.malware.emit import EMITTERS
+from knowhow.domains.malware.generate import generate
+from knowhow.files import read_json, read_jsonl
+from knowhow.model.toys import twin
+
+RECIPE = """
+schema_version: 1
+name: tiny
+task: {kind: classify, many: true}
+base: {model: ./base, context: 160}
+data: {generate: {domain: malware, options: {tier: O, behaviours: [run_key, service]}, train: 60, valid: 20, test: 20}, audit: false}
+adapt: [{steps: 6, batch_tokens: 1024, lr: 3.0e-3}]
+evaluate: {draws: 20, forgetting: false, memorisation: false, baselines: [majority]}
+explain: {examples: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("triage")
+        patch.chdir(folder)
+        patch.setattr("knowhow.commands.failures._settle", lambda debug: None)
+        twin("llama", folder / "base")
+        (folder / "tiny.yaml").write_text(RECIPE)
+        assert main(["build", "tiny.yaml", "--quiet"]) == 0
+        (folder / "reports").mkdir()
+        for (name, emit), made in zip(EMITTERS.items(), generate({"tier": "O", "behaviours": ["run_key", "service"]}, seed=5, n=len(EMITTERS)), strict=True):
+            report = emit(ingest.read_report(str(made.prompt)))
+            (folder / "reports" / f"{name}.json").write_text(report if isinstance(report, str) else json.dumps(report))
+        yield folder
+
+
+def test_every_report_gets_a_record_a_page_and_exports(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["triage", "tiny", "reports", "--out", "out"]) == 0
+    rows = list(read_jsonl(place / "out" / "answers.jsonl"))
+    assert [Path(row["name"]).stem for row in rows] == sorted(EMITTERS)
+    assert {row["exit"] for row in rows} == {0}
+    assert all(row["probabilities"].keys() == {"run_key", "service"} for row in rows)
+    assert all(row["nearest"] for row in rows)
+    assert next(row for row in rows if "avast" in row["name"])["status"] == "insufficient evidence"
+    for finding in (finding for row in rows for finding in row["findings"]):
+        assert finding["state"] in ("shown", "not confirmed")
+        assert "of validation rows without it got it" in finding["operating"]
+        assert (finding["state"] == "shown") == bool(finding["sentence"])
+    for row in rows:
+        for finding in row["findings"]:
+            document = json.loads(Path(row["name"]).read_text()) if row["report"]["source"] not in ("flat", "csv") else None
+            for call in finding["evidence"]:
+                assert call["pointer"]
+                assert document is None or ingest.resolve(document, call["pointer"]) is not None
+    assert "<script" not in (place / "out" / "triage.html").read_text()
+    assert read_json(place / "out" / "stix.json")["type"] == "bundle"
+    assert len(read_json(place / "out" / "misp.json")["response"]) == len(rows)
+    assert "triage.html" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_has_its_own_exit_code_and_the_batch_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = place / "mixed"
+    folder.mkdir()
+    (folder / "a.json").write_text('{"what": "no report"}')
+    (folder / "b.json").write_text("")
+    os.mkfifo(folder / "c.json")
+    (folder / "d.json").write_text((place / "reports" / "cape.json").read_text())
+    capsys.readouterr()
+    assert main(["triage", "tiny", "mixed", "--out", "out-mixed", "--no-evidence", "--json"]) == 4
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    codes = {Path(row["name"]).stem: row["exit"] for row in told if row["event"] == "triaged"}
+    assert codes == {"a": 2, "b": 2, "c": 4, "d": 0}
+    assert told[-1]["event"] == "done"
+    assert "not read" in (place / "out-mixed" / "triage.html").read_text()
+
+
+def test_a_triage_that_was_stopped_goes_on_and_another_model_s_is_not_touched(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = place / "out" / "answers.jsonl"
+    whole = answers.read_text().splitlines()
+    answers.write_text("\n".join(whole[:3]) + "\n")
+    assert main(["triage", "tiny", "reports", "--out", "out"]) == 0
+    assert [json.loads(line)["name"] for line in answers.read_text().splitlines()] == [json.loads(line)["name"] for line in whole]
+    before = answers.read_bytes()
+    assert main(["triage", "tiny", "reports/cape.json", "--out", "out"]) == 2
+    assert "another model or of other reports" in capsys.readouterr().err
+    assert answers.read_bytes() == before
+
+
+def test_bad_words_on_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["triage", "tiny", "nowhere.json"]) == 2
+    assert "no file or folder nowhere.json" in capsys.readouterr().err
+    assert main(["triage", "nobody", "reports"]) == 2
