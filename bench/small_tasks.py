@@ -34,7 +34,7 @@ def write_parts(lines: list[dict[str, str]], order: np.ndarray, folder: Path, *,
 
 
 def recipe_of(model: str, task: str, rows: int, folder: Path, *, lr: float | str, steps: int, seed: int, shuffle: int = 0) -> Recipe:
-    """A small build of the classes that its first rows show: `rows` to train on, VALID to choose by, BATCH tokens a step. `shuffle`: another draw of the rows."""
+    """A small build of the classes that its rows show: `rows` to train on, VALID to choose by, BATCH tokens a step. `shuffle`: another draw of rows."""
     phase = {"lr": lr, "steps": steps, "batch_tokens": BATCH, "microbatch_tokens": BATCH, "weight_decay": 0.05}
     said: dict[str, Any] = {"name": "small", "base": {"model": model, "context": 256}, "adapt": [phase], "seed": seed}
     if task == "traces":

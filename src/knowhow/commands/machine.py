@@ -13,7 +13,9 @@ import torch
 from knowhow.estimate import Machine
 from knowhow.files import existing_parent
 
-SIDE, REPEATS = 1024, 5
+SMALL, SIDE, REPEATS = 128, 1024, 5
+PATIENCE = 0.2
+"""Seconds that one large product may take."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -44,15 +46,21 @@ def memory_free(cgroup: Path = CGROUP) -> int:
 
 
 def matmul_rate(kind: torch.dtype) -> float:
-    """Operations per second of the fastest of a few products of two square matrices on this machine's default device."""
+    """Operations per second of the fastest of a few products of two square matrices on this machine's default device. A kind that it does not multiply in
+    hardware (bf16 on many processors) is a thousand times slower: small matrices say so, and large ones are not tried."""
+    rate = _rate(kind, SMALL)
+    return max(rate, _rate(kind, SIDE)) if 2 * SIDE**3 / rate < PATIENCE else rate
+
+
+def _rate(kind: torch.dtype, side: int) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    left = torch.ones(SIDE, SIDE, dtype=kind, device=device)
+    left = torch.ones(side, side, dtype=kind, device=device)
     best = float("inf")
     for _ in range(REPEATS):
         start = time.perf_counter()
         float((left @ left)[0, 0])
         best = min(best, time.perf_counter() - start)
-    return 2 * SIDE**3 / best
+    return 2 * side**3 / best
 
 
 def _read(path: Path) -> str:

@@ -14,14 +14,17 @@ from typing import Any
 from knowhow import laws
 from knowhow import plan as planning
 from knowhow.files import digest, read_json, write_json
+from knowhow.laws import neural_collapse, noise_scale
 from knowhow.laws.law import RUN, fact
 from knowhow.plan import Asked, Matrix
 from knowhow.recipe import PLAIN_RANK, PLAIN_RATE, PhaseSpec
 from knowhow.stages import pilot
 from knowhow.stages.common import Build
 from knowhow.stages.phase import phases
-from knowhow.types import Diagnosis, Measurement, Prediction
+from knowhow.types import Diagnosis, Measurement, Prediction, Task
 
+UNSEEN = frozenset({noise_scale.NAME})
+"""Laws that foresee something of any run, by what no observer of a build looks at."""
 PILOT_SHARE = 0.03
 """Of the training's tokens: what a pilot may cost where the rate does not hang on it."""
 
@@ -35,10 +38,10 @@ def work(build: Build, folder: Path) -> None:
         diagnosis = Diagnosis((*diagnosis.measurements, *found), digest([diagnosis.digest, [[m.site, m.metric, m.value] for m in found]]))
     matrices = read_matrices(build.run.path("diagnose", "spectra.json"))
     asked = wishes(build, spec, matrices)
-    rate = planning.rate(diagnosis, predictions(diagnosis), asked)
+    rate = planning.rate(diagnosis, predictions(diagnosis, build.task), asked)
     lr = PLAIN_RATE if rate is None else max(rate.value) if isinstance(rate.value, list) else rate.value
     diagnosis = with_rate(diagnosis, lr)
-    found = predictions(diagnosis)
+    found = predictions(diagnosis, build.task)
     plan = planning.plan(diagnosis, found, asked, matrices)
     write_json(folder / "predictions.json", [asdict(one) for one in found])
     write_json(folder / "plan.json", {"choices": [asdict(choice) for choice in plan.choices], "shares": planning.shares(diagnosis), "lr": lr})
@@ -62,8 +65,10 @@ def piloted(build: Build, steps: float) -> list[Measurement]:
     return [each for found in seen.values() for each in found]
 
 
-def predictions(diagnosis: Diagnosis) -> list[Prediction]:
-    return [one for law in laws.every_law() for one in law.predict(diagnosis)]
+def predictions(diagnosis: Diagnosis, task: Task) -> list[Prediction]:
+    """Of every law that a build can score; the others have experiments of their own."""
+    left_out = UNSEEN | ({neural_collapse.NAME} if task.many or not task.classes else set())
+    return [one for law in laws.every_law() if law.name not in left_out for one in law.predict(diagnosis)]
 
 
 def with_rate(diagnosis: Diagnosis, lr: float) -> Diagnosis:
