@@ -31,6 +31,8 @@ CHUNK = 32
 KNOWN = 3000
 """Training rows among which the nearest are looked for."""
 NEAREST = 3
+REASONS = 10
+"""Reports that could not be read, named on the terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,9 @@ def _written(wish: Wish, desk: _Desk, output: Output) -> None:
     counted = Counter(row["status"] if row["status"] != "answered" else row["verdict"]["value"] for row in rows)
     said = "\n".join(f"{count:>6}  {kind}" for kind, count in counted.most_common())
     shown = _told(rows[0]) + "\n\n" if len(rows) == 1 and rows[0]["status"] != "not read" else ""
+    failed = [f"{row['name']}: {row.get('error', 'not read')} (exit code {row['exit']})" for row in rows if row["status"] == "not read"]
+    if failed:
+        shown += "\n".join([*failed[:REASONS], *([f"and {len(failed) - REASONS} more"] if len(failed) > REASONS else [])]) + "\n\n"
     record = {"event": "done", "reports": len(rows), "counts": counted, "out": str(wish.out), "answers": digest([row["name"] for row in rows])}
     output.result(record, f"{shown}{said}\n\n{wish.out / 'triage.html'}   (answers.jsonl, stix.json, misp.json beside it)")
 
