@@ -10,7 +10,8 @@ pretraining made of a layer (the first one turns tokens into features; the last 
 **Assumptions** Six layers or more; the same rows' distribution before and after; the specialist was trained from this base with all its layers.
 
 **Where it fails** Where training makes a new circuit in a layer that did little: its cost rises out of order. Costs themselves are larger in the
-specialist, which reads its answer off fewer paths; only the order is claimed, and each layer's cost has a wide interval.
+specialist, which reads its answer off fewer paths; only the order is claimed, and each layer's cost has a wide interval. An overconfident specialist's
+loss can fall when a layer goes, and then the order of losses is noise (first measurements: docs/log.md); the divergence of its answers has no such fault.
 
 **Source** Layer removal: Men et al. 2024 (arXiv 2403.03853), Gromov et al. 2024 (arXiv 2403.17887). Answers where in a network separated parts do the
 work, and which a builder may take away.
