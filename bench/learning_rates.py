@@ -4,6 +4,7 @@ Diverged: the mean loss of the last 20 of 200 steps above that of the untrained 
 512 tokens, clip 1. The rate is bisected in its logarithm to a factor of 1.2 between 1e-4 and 3.
 
     KNOWHOW_DATA=… python bench/learning_rates.py            # about 40 machine-minutes; appends to bench/results/learning_rates.jsonl and resumes
+    KNOWHOW_DATA=… python bench/learning_rates.py --report
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from small_tasks import DATA, lines_of
 from knowhow import run
 from knowhow.experiments.language import decoder
 from knowhow.files import append_jsonl, read_jsonl
+from knowhow.laws import learning_rate_ceiling
+from knowhow.laws.law import fact
 from knowhow.loop.optim import Optim, OptimSpec
 from knowhow.loop.step import LoopSpec, train
 from knowhow.model import load
@@ -111,11 +114,42 @@ def ceiling(phase, rows) -> tuple[float, list[tuple[float, bool]]]:
     return math.sqrt(low * high), tried
 
 
+def foreseen(model: str, task: str, folder: Path) -> float:
+    """What a build of this base and task would say before training."""
+    at, phase = begun(model, task, folder)
+    found, _ = diagnose.diagnose(phase, at)
+    return learning_rate_ceiling.SCALE * float(fact(found, "start.ceiling") or math.nan)
+
+
+def begun(model: str, task: str, folder: Path):
+    recipe = recipe_of(model_of(model, folder), task, rows_of(task, folder))
+    at = run.flow(recipe, runs=folder / "runs", resume=False, start_from=None, progress=lambda *_: None, root=folder, until="base")
+    return at, phases(at)[-1]
+
+
+def report() -> None:
+    within = 0
+    rows = list(read_jsonl(RESULTS))
+    with tempfile.TemporaryDirectory() as where:
+        for row in rows:
+            value = foreseen(row["model"], row["task"], Path(where))
+            ratio = row["ceiling"] / value
+            within += 0.5 <= ratio <= 2
+            print(
+                f"{row['model']} {row['task']}: measured {row['ceiling']:.3g}, predicted {value:.3g} ({ratio:.2f}×), 1e-3 is off {row['ceiling'] / 1e-3:.0f}×"
+            )
+    print(f"within a factor of two: {within} of {len(rows)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--report", action="store_true", help="predictions by the code as it is, beside what was measured (some minutes)")
     parser.add_argument("--models", nargs="*", default=["stories260K", "random", "seedling"])
     parser.add_argument("--tasks", nargs="*", default=["trec", "banking77"])
     asked = parser.parse_args()
+    if asked.report:
+        report()
+        return
     known = {(row["model"], row["task"]) for row in read_jsonl(RESULTS)}
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
@@ -124,9 +158,7 @@ def main() -> None:
                 if (model, task) in known:
                     continue
                 clock = time.monotonic()
-                recipe = recipe_of(model_of(model, folder), task, rows_of(task, folder))
-                at = run.flow(recipe, runs=folder / "runs", resume=False, start_from=None, progress=lambda *_: None, root=folder, until="base")
-                phase = phases(at)[-1]
+                at, phase = begun(model, task, folder)
                 found, _ = diagnose.diagnose(phase, at)
                 print(f"{model} {task}: diagnosed in {time.monotonic() - clock:.0f} s", flush=True)
                 rows = phase.rows("train")
