@@ -63,7 +63,7 @@ def test_report_draws_every_chart_and_asks_nothing(browser: object, tmp_path: Pa
         "return [document.querySelectorAll('.chart').length, document.querySelectorAll('.chart > svg, .chart svg.marks').length,"
         "[...document.querySelectorAll('.chart svg')].map(svg => svg.querySelectorAll('path').length)]"
     )
-    assert places == drawn == 21
+    assert places == drawn == 22
     assert min(marks) > 5, "every chart has marks, not just a frame"
     assert browser.execute_script("return document.documentElement.scrollWidth") == width, "nothing makes the page wider than the window"
     assert browser.execute_script("return document.querySelectorAll('img, iframe, object').length") == 0

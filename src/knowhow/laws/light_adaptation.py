@@ -63,4 +63,4 @@ def score(predictions: Sequence[Prediction], trace: Trace) -> Sequence[Scored]:
     return last_of(predictions, NAME, trace, "bend.measured", "the specialist was not held against its base, weight by weight")
 
 
-LAW = Law(NAME, __doc__, "circuits", "within a factor of 2", predict, score, ())
+LAW = Law(NAME, __doc__, "use", "within a factor of 2", predict, score, ())
