@@ -40,7 +40,7 @@ ANSWERS = {
         "How large a batch still pays ([noise-scale]); which learning rates break down ([learning-rate-ceiling]); where an update will live and how large "
         "it is ([update-rank], [lora-first-order]); what each layer is worth to the specialist ([layer-skip]); what a fine-tune costs in general text "
         "([forgetting]); what twice the data would add ([more-data]); whether a light adaptation will do or new features must be made "
-        "([light-adaptation]); after how many steps half of what can be learnt is ([steps-to-target]); and, from a run's settings alone, whether weight decay can do anything in it "
-        "([rotational-equilibrium])."
+        "([light-adaptation]); after how many steps half of what can be learnt is ([steps-to-target]); and, from a run's settings alone, whether weight "
+        "decay can do anything in it ([rotational-equilibrium])."
     ),
 }
