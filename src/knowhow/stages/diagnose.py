@@ -39,7 +39,7 @@ MOST_TOKENS, LEAST_TOKENS, SHARE = 2048, 256, 500
 """A batch of the diagnosis has 1 in SHARE of the tokens that training will see, within these bounds: no build is diagnosed for longer than it trains."""
 PULLS, FRESH = 8, 2
 """Batches for gradients, and other ones for losses along lines and without layers."""
-READ_SHARE, READ_MOST = 10, 80_000
+READ_SHARE, READ_MOST = 10, 24_000
 """Probes read 1 in READ_SHARE of the tokens that training will see, forward alone, and no more than READ_MOST."""
 GENERAL = 8
 
@@ -93,7 +93,7 @@ def diagnose(phase: Phase, build: Build) -> tuple[Diagnosis, dict[str, Any]]:
             partial(outliers.tails, loaded.model, subject.fresh[0]),
         ]
         if phase.spec.objective == "classify":
-            looks.append(partial(layers.shifts, loaded.model, subject.fresh, many=build.task.many, metric="skip.shift"))
+            looks.append(partial(layers.shifts, loaded.model, subject.fresh[:1], many=build.task.many, metric="skip.shift"))
         if general is not None:
             looks.append(partial(layers.skips, loaded.model, general[0], general[1][:1], metric="skip.general", parts=False))
         if loaded.kind == "causal":
