@@ -99,7 +99,7 @@ def build(model: str, name: str, task: str, seed: int) -> dict[str, Any]:
             pass
         valid = diagnose.some(phase.rows("valid"), loaded.tokenizer.pad_token_id, seed, False)
         with at_rest(loaded.model):
-            costs = layers.skips(loaded.model, objective, valid, metric="skip", parts=False)
+            costs = layers.skips(loaded.model, objective, valid, metric="skip")
             moved = layers.shifts(loaded.model, valid, many=False, metric="shift")
     before = {
         metric: [m.value for m in found.measurements if m.metric == metric and m.site.count(".") == 1]

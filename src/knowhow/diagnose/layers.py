@@ -16,23 +16,25 @@ from knowhow.model.taps import Edit, tap
 from knowhow.protocols import Objective
 from knowhow.types import Batch, Measurement
 
-PARTS = (("layer", ("attn.out", "mlp.out")), ("attn", ("attn.out",)), ("mlp", ("mlp.out",)))
+OUT = ("attn.out", "mlp.out")
+"""What a layer adds to the residual stream."""
 
 
 @torch.no_grad()
-def skips(model: torch.nn.Module, objective: Objective, batches: Sequence[Batch], *, metric: str, parts: bool = True) -> list[Measurement]:
-    """Rise of the mean loss in nats per unit when a layer is left out (site `layers.3`), and its attention or MLP alone (`layers.3.attn`)."""
+def skips(model: torch.nn.Module, objective: Objective, batches: Sequence[Batch], *, metric: str) -> list[Measurement]:
+    """Rise of the mean loss in nats per unit when a layer is left out (site `layers.3`)."""
     inner = without_adapter(model)
     start = plain_loss(model, objective, batches)
     rows = []
     for layer in range(body(inner).depth):
-        for name, kinds in PARTS if parts else PARTS[:1]:
-            edits = [Edit(f"layers.{layer}.{kind}", torch.zeros_like) for kind in kinds]
-            with tap(inner, edits=edits, check=False):
-                rise = plain_loss(model, objective, batches) - start
-            site = f"layers.{layer}" if name == "layer" else f"layers.{layer}.{name}"
-            rows.append(measured(site, metric, rise, "nats", len(batches)))
+        with tap(inner, edits=_left_out(layer), check=False):
+            rise = plain_loss(model, objective, batches) - start
+        rows.append(measured(f"layers.{layer}", metric, rise, "nats", len(batches)))
     return rows
+
+
+def _left_out(layer: int) -> list[Edit]:
+    return [Edit(f"layers.{layer}.{kind}", torch.zeros_like) for kind in OUT]
 
 
 @torch.no_grad()
@@ -43,8 +45,7 @@ def shifts(model: torch.nn.Module, batches: Sequence[Batch], *, many: bool, metr
     whole = [_logits(inner, batch) for batch in batches]
     rows = []
     for layer in range(body(inner).depth):
-        edits = [Edit(f"layers.{layer}.{kind}", torch.zeros_like) for kind in PARTS[0][1]]
-        with tap(inner, edits=edits, check=False):
+        with tap(inner, edits=_left_out(layer), check=False):
             apart = torch.cat([divergence(before_BC, _logits(inner, batch), many=many) for before_BC, batch in zip(whole, batches, strict=True)])
         rows.append(measured(f"layers.{layer}", metric, float(apart.mean()), "nats", len(apart)))
     return rows

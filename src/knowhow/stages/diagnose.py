@@ -95,7 +95,7 @@ def diagnose(phase: Phase, build: Build) -> tuple[Diagnosis, dict[str, Any]]:
         if phase.spec.objective == "classify":
             looks.append(partial(layers.shifts, loaded.model, subject.fresh[:1], many=build.task.many, metric="skip.shift"))
         if general is not None:
-            looks.append(partial(layers.skips, loaded.model, general[0], general[1][:1], metric="skip.general", parts=False))
+            looks.append(partial(layers.skips, loaded.model, general[0], general[1][:1], metric="skip.general"))
         if loaded.kind == "causal":
             looks.append(partial(outliers.sinks, loaded.model, subject.fresh[0]))
         todo: list[Callable[[], list[Measurement]]] = [

@@ -101,7 +101,7 @@ def skipped(build: Build) -> dict[str, float]:
     """Rise of the specialist's validation loss, nats per unit, when a layer is left out."""
     phase, loaded = phases(build)[-1], specialist(build)
     with at_rest(loaded.model), torch.no_grad():
-        found = layers.skips(loaded.model, phase.objective(phase.rows("valid"), loaded), valid_batches(build), metric="skip.measured", parts=False)
+        found = layers.skips(loaded.model, phase.objective(phase.rows("valid"), loaded), valid_batches(build), metric="skip.measured")
     return {f"skip.measured:{m.site}": m.value for m in found}
 
 
