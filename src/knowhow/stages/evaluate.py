@@ -42,7 +42,7 @@ def work(build: Build, folder: Path) -> None:
     write_samples(folder / "samples.jsonl", answer, test, task)
     if build.recipe.evaluate.forgetting and loaded.kind == "causal":
         write_json(folder / "forgetting.json", forgotten(build))
-    if (stressed := robustness.work(build, loaded, fitted)) is not None:
+    if (stressed := robustness.work(build, loaded, answer, fitted)) is not None:
         write_json(folder / "robustness.json", stressed)
     if build.recipe.evaluate.memorisation:
         write_json(folder / "memorisation.json", remember.work(build, loaded))

@@ -6,7 +6,7 @@ Leaves predictions.json: every prediction with what was measured, its residual, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from knowhow.diagnose.subject import at_rest
 from knowhow.files import read_json, read_jsonl, write_json
 from knowhow.model import load
 from knowhow.model.loaded import hidden_matrices, site_of
+from knowhow.protocols import Objective
 from knowhow.stages import diagnose
 from knowhow.stages.common import Build
 from knowhow.stages.evaluate import specialist
@@ -63,10 +64,12 @@ def measured(build: Build) -> dict[str, float]:
     path = build.run.path("evaluate", "forgetting.json")
     if path.is_file():
         found["forgetting.measured"] = read_json(path)["value"]
-    last = phases(build)[-1]
-    if last.spec.method == "full":
-        found |= updates(build)
-    return found | skipped(build) | pilot_start(build)
+    phase, loaded = phases(build)[-1], specialist(build)
+    rows = phase.rows("valid")
+    batches = diagnose.some(rows, loaded.tokenizer.pad_token_id, build.recipe.seed, phase.language_model)[:SKIPPED_BATCHES]
+    if phase.spec.method == "full":
+        found |= updates(build, loaded, batches[:1])
+    return found | skipped(loaded, phase.objective(rows, loaded), batches) | pilot_start(build)
 
 
 def pilot_start(build: Build) -> dict[str, float]:
@@ -76,9 +79,9 @@ def pilot_start(build: Build) -> dict[str, float]:
     return {"pilot.start": starts[0]} if starts else {}
 
 
-def updates(build: Build) -> dict[str, float]:
+def updates(build: Build, loaded: load.Loaded, batches: Sequence[Batch]) -> dict[str, float]:
     """Stable rank and relative size of what training added to each hidden matrix; and how far the features bent over it."""
-    before, after, found = load.load(build.base, head="body", seed=build.recipe.seed).model, specialist(build).model, {}
+    before, after, found = load.load(build.base, head="body", seed=build.recipe.seed).model, loaded.model, {}
     weights = dict(before.named_parameters())
     for name, weight in hidden_matrices(after).items():
         if name in weights and weights[name].shape == weight.shape:
@@ -87,21 +90,14 @@ def updates(build: Build) -> dict[str, float]:
                 found[f"update.stable_rank:{site_of(name)}"] = stable_rank(singular_values(change))
                 found[f"update.size:{site_of(name)}"] = size / float(weights[name].detach().norm())
     with at_rest(before):
-        found["bend.measured"] = bending.between(before, after, valid_batches(build)[:1])
+        found["bend.measured"] = bending.between(before, after, batches)
     return found
 
 
-def valid_batches(build: Build) -> list[Batch]:
-    phase, loaded = phases(build)[-1], specialist(build)
-    rows = phase.rows("valid")
-    return diagnose.some(rows, loaded.tokenizer.pad_token_id, build.recipe.seed, phase.language_model)[:SKIPPED_BATCHES]
-
-
-def skipped(build: Build) -> dict[str, float]:
+def skipped(loaded: load.Loaded, objective: Objective, batches: Sequence[Batch]) -> dict[str, float]:
     """Rise of the specialist's validation loss, nats per unit, when a layer is left out."""
-    phase, loaded = phases(build)[-1], specialist(build)
     with at_rest(loaded.model), torch.no_grad():
-        found = layers.skips(loaded.model, phase.objective(phase.rows("valid"), loaded), valid_batches(build), metric="skip.measured")
+        found = layers.skips(loaded.model, objective, batches, metric="skip.measured")
     return {f"skip.measured:{m.site}": m.value for m in found}
 
 
