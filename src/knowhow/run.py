@@ -12,7 +12,7 @@ from knowhow.errors import GateError
 from knowhow.files import digest, digest_file, digest_folder, read_json, write_json
 from knowhow.protocols import Progress
 from knowhow.recipe import Recipe
-from knowhow.stages import adapt, base, baseline, data, diagnose, evaluate, explain, finish, plan, verify
+from knowhow.stages import adapt, base, baseline, data, diagnose, evaluate, explain, finish, plan, readout, verify
 from knowhow.stages.common import Build, Watch
 from knowhow.workspace import Run, nothing_from_nothing, open_run
 
@@ -23,6 +23,7 @@ STAGES: tuple[tuple[str, Callable[[Build, Path], None]], ...] = (
     ("plan", plan.work),
     ("baseline", baseline.work),
     ("adapt", adapt.work),
+    ("readout", readout.work),
     ("evaluate", evaluate.work),
     ("explain", explain.work),
     ("verify", verify.work),
@@ -36,6 +37,7 @@ SAYS = {
     "plan": ("adapt", "budget", "seed"),
     "baseline": ("evaluate", "seed"),
     "adapt": ("adapt", "base", "seed"),
+    "readout": ("readout",),
     "evaluate": ("evaluate", "seed"),
     "explain": ("explain", "seed"),
     "verify": ("adapt", "seed"),

@@ -12,8 +12,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
-WORD = r"(?u)<\w+>|\w(?:[\w.:/\\@#$+-]*\w)?|[^\w\s]"
-"""A word keeps what joins names inside it (kernel32.createfilea, 0x4012ac, C:\\temp, a@b.org), <marks> stay whole; other signs stand alone."""
+from knowhow.model.ngrams import WORD
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,14 +41,20 @@ class Asked:
 
     def scorer(self) -> Scorer:
         """Many labels: logit less its cut; one label: logit less the best other (a margin, so that a rival's fall counts too)."""
-        return lambda texts, label: self.margins(self.rows(texts), [label] * len(texts))
+        return lambda texts, label: self.margins(self.rows(texts), [label] * len(texts), self.beside(texts))
 
-    def margins(self, rows: Sequence[Sequence[int]], labels: Sequence[int]) -> np.ndarray:
-        """How far each row of tokens speaks for its own label, N in nats; above 0 it is the answer."""
+    def beside(self, texts: Sequence[str]) -> np.ndarray | None:
+        """What n-grams beside the model add to its logits, NC."""
+        return None if self.loaded.ngrams is None else self.loaded.ngrams.logits([self.before + text for text in texts])
+
+    def margins(self, rows: Sequence[Sequence[int]], labels: Sequence[int], beside_NC: np.ndarray | None = None) -> np.ndarray:
+        """How far each row of tokens speaks for its own label, N in nats; above 0 it is the answer. Without `beside_NC` the model speaks alone."""
         found_N, labels_N = np.zeros(len(rows)), np.asarray(labels)
         for label in sorted(set(labels)) if self.loaded.head == "channel" else [None]:
             at = np.flatnonzero(labels_N == label) if label is not None else np.arange(len(rows))
             logits_NC = self.answers([rows[row] for row in at], label)
+            if beside_NC is not None:
+                logits_NC = logits_NC + beside_NC[at]
             found_N[at] = self.metric(labels_N[at].tolist())(torch.from_numpy(logits_NC).double()).numpy()
         return found_N
 
@@ -83,6 +89,8 @@ class Asked:
     def said(self, texts: Sequence[str]) -> np.ndarray:
         """Which labels hold, NC bool."""
         logits_NC = self.answers(self.rows(texts))
+        if (beside_NC := self.beside(texts)) is not None:
+            logits_NC = logits_NC + beside_NC
         if self.many:
             return logits_NC > np.array(self.cuts)
         return logits_NC == logits_NC.max(1, keepdims=True)

@@ -35,7 +35,7 @@ TEXTS = frozenset({".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".jinja", "
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 SEALED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template|adapter_config)\.json"
-    r"|[\w.-]+\.safetensors(\.index\.json)?|merges\.txt|vocab\.txt|tokenizer\.model|chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja"
+    r"|[\w.-]+\.safetensors(\.index\.json)?|ngrams\.json|merges\.txt|vocab\.txt|tokenizer\.model|chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja"
 )
 _UNOPENED = frozenset({".git", ".cache"})
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from knowhow.errors import SafetyError, UsageError
-from knowhow.model import channel
+from knowhow.model import channel, ngrams
 from knowhow.model.configs import is_encoder
 from knowhow.model.guard import GuardReport, check_folder
 from knowhow.model.loaded import Head, Kind, Loaded
@@ -43,8 +43,9 @@ def load(
 
     `labels` (classifier): in index order; empty takes those of the folder. A folder's own head is kept when its labels are these (in any order),
     otherwise a fresh one is drawn from `seed` (normal, standard deviation .02; biases 0). `many`: several labels may hold at once. A `channel` is a
-    language model with tokens for the labels (see model/channel.py). `body`: what stands below any head; a causal model keeps its own, an encoder gets one
-    that means nothing, for many (sentence encoders among them) come without one for words.
+    language model with tokens for the labels (see model/channel.py). N-grams beside a folder's own head come with it.
+    `body`: what stands below any head; a causal model keeps its own, an encoder gets one that means nothing, for many (sentence encoders among them) come
+    without one for words.
     Raises UsageError (missing, not supported) or SafetyError (refused)."""
     _check_arguments(head, labels, dtype)
     if head == "channel":
@@ -68,7 +69,10 @@ def load(
         _reorder(model, [stored.index(name) for name in names])
     _check_ids(tokenizer, model, report.path)
     ref = ModelRef(source, revision, dtype, sha256=report.sha256)
-    return Loaded(model, tokenizer, kind, head, ref, _context(config, tokenizer), names)
+    beside = ngrams.load(report.path) if head == "classifier" and keep else None
+    if beside is not None and sorted(beside.labels) != sorted(names):
+        raise SafetyError(f"n-grams for {len(beside.labels)} labels", allowed=", ".join(names), fix="get the folder again", where=str(report.path))
+    return Loaded(model, tokenizer, kind, head, ref, _context(config, tokenizer), names, ngrams=beside and beside.ordered(names))
 
 
 def head_modules(model: torch.nn.Module) -> list[str]:

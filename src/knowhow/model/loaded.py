@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from knowhow.model.ngrams import NGrams
 from knowhow.types import ModelRef
 
 _INTEGERS = "torch.ao.nn.quantized"
@@ -21,7 +22,8 @@ class Loaded:
     """`model`: a transformers (or PEFT) module in eval mode; `tokenizer`: a fast tokenizer with a pad token.
 
     `context`: the most tokens the model takes; `labels`: in index order, empty without a classifying head;
-    `frozen`: for an adapter, the digest of the base weights that it must leave untouched."""
+    `frozen`: for an adapter, the digest of the base weights that it must leave untouched; `ngrams`: what answers beside the model, its logits added to
+    the model's (a classifier's alone)."""
 
     model: torch.nn.Module
     tokenizer: Any
@@ -31,6 +33,7 @@ class Loaded:
     context: int
     labels: tuple[str, ...] = ()
     frozen: str = ""
+    ngrams: NGrams | None = None
 
 
 def digest_tensors(tensors: dict[str, torch.Tensor]) -> str:

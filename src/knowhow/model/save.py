@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from knowhow.errors import ResourceError, UsageError
 from knowhow.files import write_atomic, writing
+from knowhow.model import ngrams
 from knowhow.model.guard import check_folder
 from knowhow.model.loaded import Loaded
 from knowhow.model.quiet import quiet
@@ -24,7 +25,8 @@ _LOCAL = ("_name_or_path", "name_or_path", "is_local", "local_files_only", "toke
 def save(loaded: Loaded, folder: Path, *, dtype: str | None = None) -> ModelRef:
     """Writes model (in `dtype`, by default as it is), tokenizer, config and generation config; returns the folder's own reference.
 
-    Plain `AutoModel….from_pretrained(folder)` gives the same logits. An adapted model must be merged first. Weights that are NaN are refused (SafetyError)."""
+    Plain `AutoModel….from_pretrained(folder)` gives the same logits (n-grams lie beside, to be added). An adapted
+    model must be merged first. Weights that are NaN are refused (SafetyError)."""
     if isinstance(loaded.model, torch.nn.Module) and "peft" in type(loaded.model).__module__:
         raise UsageError("an adapted model", allowed="a whole model", fix="adapters.merge(loaded) first, or adapters.save_adapter(loaded, folder)")
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -53,6 +55,8 @@ def _write(loaded: Loaded, folder: Path, dtype: str | None) -> None:
         model.save_pretrained(folder, state_dict=None if dtype is None else _cast(model.state_dict(), getattr(torch, dtype)))
         model.config.dtype = kept
         loaded.tokenizer.save_pretrained(folder)
+    if loaded.ngrams is not None:
+        ngrams.save(loaded.ngrams, folder)
     for name in ("config.json", "tokenizer_config.json"):
         document = json.loads((folder / name).read_bytes())
         plain = {key: value for key, value in document.items() if key not in _LOCAL}
@@ -84,7 +88,8 @@ def _move(part: Path, folder: Path) -> None:
     if not folder.exists():
         part.replace(folder)
         return
-    stale = [path for pattern in ("*.safetensors", "*.safetensors.index.json") for path in folder.glob(pattern) if not (part / path.name).exists()]
+    kinds = ("*.safetensors", "*.safetensors.index.json", ngrams.WORDS)
+    stale = [path for pattern in kinds for path in folder.glob(pattern) if not (part / path.name).exists()]
     for path in sorted(part.rglob("*"), key=lambda path: path.name == "config.json"):
         if path.is_file():
             target = folder / path.relative_to(part)

@@ -209,6 +209,13 @@ class PhaseSpec(Section):
         return self
 
 
+class ReadoutSpec(Section):
+    candidates: list[Literal["tuned", "frozen", "tuned+ngrams", "frozen+ngrams"]] = Field(
+        ["tuned"], min_length=1, description="what answers may be read off: the tuned model, the frozen base under a linear head, n-grams beside "
+        "either; of several, validation picks one (labels alone)"
+    )  # fmt: skip
+
+
 class EvaluateSpec(Section):
     metrics: list[str] | None = Field(None, description="left out: all that fit the task")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -261,6 +268,7 @@ class Recipe(Section):
     base: BaseSpec = Field(default_factory=BaseSpec)
     data: DataSpec
     adapt: list[PhaseSpec] = Field(default_factory=lambda: [PhaseSpec()], min_length=1, description="phases, run in order")
+    readout: ReadoutSpec = Field(default_factory=ReadoutSpec)
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
     explain: ExplainSpec = Field(default_factory=ExplainSpec)
     package: PackageSpec = Field(default_factory=PackageSpec)
@@ -277,4 +285,15 @@ class Recipe(Section):
                 raise ValueError(f"{got}; set it to {' or '.join(learns)}, or change `task.kind`")
         if self.adapt[-1].objective == "channel" and self.package.label_tokens:
             raise ValueError("`package.label_tokens` with objective channel, which is a language model already; leave it out")
+        if self.readout.candidates != ["tuned"]:
+            self._readout_fits()
         return self
+
+    def _readout_fits(self) -> None:
+        asked = ", ".join(self.readout.candidates)
+        if self.task.kind not in ("classify",) or self.adapt[-1].objective != "classify":
+            raise ValueError(f"`readout.candidates` {asked} where labels do not come from a classifying head; leave it out")
+        if self.package.label_tokens and asked != "tuned, frozen":
+            raise ValueError("`package.label_tokens` with n-grams, which no language model can hold; leave one of them out")
+        if self.adapt[-1].method == "lora" and not self.package.merge:
+            raise ValueError("`package.merge: false` with `readout.candidates`, which may pick a whole model; merge, or leave the candidates out")

@@ -94,6 +94,8 @@ def answers(
     if loaded.head == "lm":
         return _written(loaded, examples, task, spec, name, progress)
     logits_NC = scorer(loaded)(encode(loaded, examples, task, spec), progress=progress, precision=precision)
+    if loaded.ngrams is not None:
+        logits_NC = logits_NC + loaded.ngrams.logits([prompt_text(example, task) for example in examples])
     if not task.classes:
         return Predictions(name, ids, values_N=logits_NC[:, 0])
     return Predictions(name, ids, probs_NC=special.expit(logits_NC) if task.many else special.softmax(logits_NC, axis=1), logits_NC=logits_NC)

@@ -18,6 +18,7 @@ from knowhow.files import append_jsonl, read_json, write_json
 from knowhow.model import infer, load
 from knowhow.stages import remember, robustness
 from knowhow.stages.common import Build, answers, context, encode, load_predictions, save_predictions, scorer
+from knowhow.stages.readout import model_folder
 from knowhow.types import DISTRACTOR, EvalResult, Example, Predictions, Task
 
 SAMPLES = 60
@@ -50,9 +51,8 @@ def work(build: Build, folder: Path) -> None:
 
 
 def specialist(build: Build) -> load.Loaded:
-    """The model that the last phase left."""
-    task, last = build.task, len(build.recipe.adapt) - 1
-    folder = str(build.run.path("adapt", f"phase-{last}", "model"))
+    """The model that validation picked."""
+    task, folder = build.task, str(model_folder(build))
     objective = build.recipe.adapt[-1].objective
     if not task.classes:
         return load.load(folder, head="regressor" if objective == "classify" else "lm")
@@ -147,8 +147,7 @@ def forgotten(build: Build) -> dict[str, Any]:
     """NLL rise on general text: the specialist's body under a language-model head against the base."""
     texts = forgetting.general_text()
     nll = {}
-    last = len(build.recipe.adapt) - 1
-    for name, folder in (("before", build.base), ("after", str(build.run.path("adapt", f"phase-{last}", "model")))):
+    for name, folder in (("before", build.base), ("after", str(model_folder(build)))):
         loaded = load.load(folder, head="lm", seed=build.recipe.seed)
         if name == "after" and not loaded.model.config.tie_word_embeddings and build.recipe.adapt[-1].objective == "classify":
             base = load.load(build.base, head="lm", seed=build.recipe.seed)
@@ -164,8 +163,8 @@ def forgotten(build: Build) -> dict[str, Any]:
 
 def costs(build: Build, loaded: load.Loaded, test: Sequence[Example]) -> dict[str, Any]:
     """Parameters, bytes, speed and latency on this machine: measured, so kept outside every digest."""
-    folder = build.run.path("adapt", f"phase-{len(build.recipe.adapt) - 1}", "model")
-    about = {**cost.size(loaded.model), "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")), "peak_memory": cost.peak_memory()}
+    size = sum(path.stat().st_size for path in model_folder(build).glob("*.safetensors"))
+    about = {**cost.size(loaded.model), "bytes": size, "peak_memory": cost.peak_memory()}
     if loaded.head == "lm":
         return about
     tokens = encode(loaded, [test[at] for at in range(min(TIMED_ROWS, len(test)))], build.task, build.recipe.base)

@@ -15,6 +15,7 @@ from knowhow.model import label_tokens, load
 from knowhow.report import page
 from knowhow.stages.common import Build
 from knowhow.stages.evaluate import specialist
+from knowhow.stages.readout import chosen, model_folder
 from knowhow.types import EvalResult, Finding, Interval, ModelRef, Specialist
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "numpy", "scikit-learn", "lightgbm", "datasets")
@@ -41,7 +42,7 @@ def package(build: Build, folder: Path) -> None:
         "memorisation": _optional(build.run.path("evaluate", "memorisation.json")),
         "licences": estimate.get("licences"),
     }
-    packaging.package(phase / ("adapter" if as_adapter else "model"), folder / "specialist", specialist=made, extras=extras, adapter=as_adapter)
+    packaging.package(phase / "adapter" if as_adapter else model_folder(build), folder / "specialist", specialist=made, extras=extras, adapter=as_adapter)
     if build.recipe.package.label_tokens:
         shutil.rmtree(folder / "label-tokens", ignore_errors=True)
         load.save(label_tokens.to_label_tokens(specialist(build)), folder / "label-tokens")
@@ -76,6 +77,8 @@ def limits(build: Build) -> list[str]:
     fitted = _optional(build.run.path("evaluate", "calibration.json"))
     if fitted is not None and fitted["abstention"]["threshold"] is None:
         said.append(f"No confidence threshold could be shown to keep errors at or below {fitted['abstention']['risk']:.0%}: treat every answer as a hint.")
+    if chosen(build).endswith("+ngrams"):
+        said.append("N-grams decide beside the transformer: plain transformers gives its part of the logits alone, and what is said of layers is of that part.")
     forgotten = _optional(build.run.path("evaluate", "forgetting.json"))
     if forgotten is not None and forgotten["value"] > 0.1:
         said.append(f"It is no longer a general language model: general text costs {forgotten['value']:.2f} nats per token more than with the base.")
