@@ -277,13 +277,20 @@ class Specialist:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A case as text. `ranges` U: characters [start, end) of each unit (a report's events, a document's sentences), in order, each on lines of its own;
-    `telling` U: whether a unit may matter (None: any may)."""
+    """A case as text. `ranges` U: characters [start, end) of each unit (a report's events, a document's sentences), in order, parted by `between`
+    (nothing where it belongs to the units); `telling` U: whether a unit may matter (None: any may); `places` U: which record of the case each unit is
+    (None: its own position)."""
 
     name: str
     text: str
     ranges: tuple[tuple[int, int], ...]
     telling: tuple[bool, ...] | None = None
+    between: str = "\n"
+    places: tuple[int, ...] | None = None
+
+    def place(self, unit: int) -> int:
+        """The record that a unit is."""
+        return unit if self.places is None else self.places[unit]
 
     def lines(self) -> list[str]:
         """Each unit's text."""

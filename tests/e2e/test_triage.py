@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterator
@@ -23,6 +24,18 @@ task: {kind: classify, many: true}
 base: {model: ./base, context: 160}
 data: {generate: {domain: malware, options: {tier: O, behaviours: [run_key, service]}, train: 60, valid: 20, test: 20}, audit: false}
 adapt: [{steps: 6, batch_tokens: 1024, lr: 3.0e-3}]
+evaluate: {draws: 20, forgetting: false, memorisation: false, baselines: [majority]}
+explain: {examples: 0}
+"""
+
+FAMILY = """
+schema_version: 1
+name: family
+task: {kind: classify}
+base: {model: ./base, context: 160}
+data: {domain: malware, train: ., test: ., options: {label: family}, split: {by: group, valid: 0.2}, audit: false}
+adapt: [{steps: 4, batch_tokens: 1024, lr: 3.0e-3}]
+readout: {candidates: [tuned+ngrams]}
 evaluate: {draws: 20, forgetting: false, memorisation: false, baselines: [majority]}
 explain: {examples: 0}
 """
@@ -100,3 +113,23 @@ def test_bad_words_on_the_command_line(place: Path, capsys: pytest.CaptureFixtur
     assert main(["triage", "tiny", "nowhere.json"]) == 2
     assert "no file or folder nowhere.json" in capsys.readouterr().err
     assert main(["triage", "nobody", "reports"]) == 2
+
+
+def test_a_specialist_of_published_sequences_reads_a_report_as_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"rat": "kernel32.sleep <ret_val> ", "clean": "kernel32.getacp 0x4e4 ", "trojan": "user32.loadicona 0x4 "}
+    sequences = [(label, f"apis {word * (5 + at % 9)}kernel32.{label}{at} 0x{at:x}") for at in range(60) for label, word in texts.items()]
+    with gzip.open(place / "sequences.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"seq_id": at, "tokens": text}) + "\n" for at, (_, text) in enumerate(sequences))
+    with gzip.open(place / "rows.csv.gz", "wt") as file:
+        file.write("split,row,family,malicious,seq_id\n")
+        file.writelines(f"{'test' if at % 5 == 0 else 'train'},{at},{label},1,{at}\n" for at, (label, _) in enumerate(sequences))
+    (place / "family.yaml").write_text(FAMILY)
+    assert main(["build", "family.yaml", "--quiet"]) == 0
+    calls = [{"api_name": "KERNEL32.Sleep", "args": ["0x1"], "ret_val": None}] + [{"api_name": "KERNEL32.GetACP", "args": [], "ret_val": "0x4e4"}] * 4
+    (place / "one.json").write_text(json.dumps({"report_version": "1.1.0", "entry_points": [{"ep_type": "m", "start_addr": "0x1", "apis": calls}]}))
+    assert main(["triage", "family", "one.json", "--out", "family_out"]) == 0
+    (row,) = read_jsonl(place / "family_out" / "answers.jsonl")
+    assert row["verdict"]["basis"] in ("label", "the report")
+    assert row["probabilities"]["clean"] > 0.5
+    assert all(call["pointer"].startswith("/entry_points/0/apis/") for finding in row["findings"] for call in finding["evidence"])
+    assert row["nearest"]

@@ -64,3 +64,19 @@ def test_what_cannot_be_read_out_is_said_before_anything_starts(tmp_path) -> Non
     ):
         with pytest.raises(ValidationError, match=r"readout|label_tokens|merge"):
             Recipe.model_validate({**plain, "readout": {"candidates": ["frozen+ngrams"]}, **change})
+
+
+def test_phases_in_a_row_end_in_a_head_that_reads_the_mean(bases, tmp_path) -> None:
+    plain = explained(recipe(tmp_path, bases("bert"))).model_dump()
+    llama = {**plain, "base": {"model": "seedling", "context": 64}, "explain": {"examples": 2}}
+    phases = [{"objective": "lm", "steps": 3, "batch_tokens": 512}, {**plain["adapt"][0], "pooling": "mean", "steps": 5}]
+    done = built(Recipe.model_validate({**llama, "adapt": phases}), tmp_path)
+    assert json.loads((done.specialist / "config.json").read_text())["num_hidden_layers"] == 7
+    changed = json.loads(done.run.path("explain", "diff.json").read_text())
+    assert "cannot be compared" in changed["why"]
+
+
+def test_lora_does_not_add_a_layer(tmp_path) -> None:
+    plain = recipe(tmp_path, "seedling").model_dump()
+    with pytest.raises(ValidationError, match="pooling"):
+        Recipe.model_validate({**plain, "adapt": [{"steps": 2, "pooling": "mean", "method": "lora"}]})

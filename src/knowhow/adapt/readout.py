@@ -18,7 +18,7 @@ from knowhow.model.load import head_modules
 from knowhow.model.loaded import Loaded
 from knowhow.protocols import Progress
 
-STRENGTHS = (0.1, 0.3, 1.0, 3.0)
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
 TOKENS = 8192
 
 

@@ -120,11 +120,12 @@ def sft_rows(
     return rows(tokens, [example.id for example in examples], supervised=marks, weights=_weights(examples, weights))
 
 
-def class_weights(made: Rows, classes: int, kind: Literal["none", "sqrt", "balanced"]) -> torch.Tensor | None:
-    """Weight C of each class: the inverse of its mass (`balanced`) or of its root (`sqrt`), scaled so that the rows' mean weight stays 1."""
+def class_weights(labels: np.ndarray, weights_N: np.ndarray, classes: int, kind: Literal["none", "sqrt", "balanced"]) -> torch.Tensor | None:
+    """Weight C of each class (`labels`: index N, or 0/1 NC): the inverse of its mass (`balanced`) or of its root (`sqrt`), scaled so that the rows' mean
+    weight stays 1."""
     if kind == "none":
         return None
-    mass_C = made.weights @ made.labels if made.labels.ndim == 2 else np.bincount(made.labels, made.weights, minlength=classes)
+    mass_C = weights_N @ labels if labels.ndim == 2 else np.bincount(labels, weights_N, minlength=classes)
     weight_C = np.where(mass_C > 0, mass_C, np.inf) ** (-1.0 if kind == "balanced" else -0.5)
     return torch.from_numpy(weight_C * mass_C.sum() / (weight_C * mass_C).sum()).float()
 

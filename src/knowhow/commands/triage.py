@@ -94,8 +94,7 @@ def _begun(wish: Wish, opened: Opened) -> tuple[Path, dict[str, Mapping[str, Any
 
 
 def _desk(opened: Opened, evidence: bool) -> _Desk:
-    from knowhow.domains.malware.triage import Knows, masked
-    from knowhow.domains.malware.words import flat_word
+    from knowhow.domains.malware.triage import Knows, calls_of, masked
     from knowhow.stages.explain import asked_of
     from knowhow.team.answer import Reader
     from knowhow.team.near import Cases
@@ -106,13 +105,39 @@ def _desk(opened: Opened, evidence: bool) -> _Desk:
     thresholds = (tuple(fitted["thresholds"] or ()) or (0.5,) * len(task.labels)) if fitted else (0.5,) * len(task.labels)
     threshold = (fitted["abstention"] or {}).get("threshold") if fitted else None
     known = _known(opened)
-    words = frozenset(flat_word(line.split()[0]) for _, text, _ in known for line in text.splitlines() if line.strip())
-    words |= frozenset(word for _, text, _ in known for word in text.split() if word[:1].isupper())
+    traces = _reads_traces(opened)
+    words = _words(opened, known, traces)
     reader = Reader(opened.name, asked_of(opened.loaded, task, opened.spec, fitted), task.labels, partial(_probabilities, opened),
                     thresholds if task.many else None, threshold)  # fmt: skip
     ids, texts, labels = (tuple(part) for part in zip(*known, strict=True)) if known else ((), (), ())
-    cases = Cases(ids, texts, labels, masked) if known else None
-    return _Desk(reader, Knows(words, _operating(task.labels, fitted)), cases, opened.sha256, evidence)
+    cases = Cases(ids, texts, labels, masked, calls_of if traces else str.splitlines) if known else None
+    return _Desk(reader, Knows(words, traces, _operating(task.labels, fitted)), cases, opened.sha256, evidence)
+
+
+def _reads_traces(opened: Opened) -> bool:
+    """Whether a specialist was built from published sequences; generated traces and anything else are flat text. Raises UsageError for one of sentences."""
+    from knowhow.domains.malware.sentences import OPTIONS
+    from knowhow.reading.recipes import read
+    from knowhow.recipe import Recipe
+
+    path = opened.folder / "recipe.yaml"
+    recipe = read(path, environ={}, must_exist=False) if path.is_file() else None
+    if not isinstance(recipe, Recipe) or recipe.data.domain != "malware" or recipe.data.generate is not None:
+        return False
+    if set(recipe.data.options) & OPTIONS:
+        raise UsageError(f"{opened.name} reads sentences", allowed="a specialist of traces", fix="knowhow build recipes/malware-triage.yaml")
+    return True
+
+
+def _words(opened: Opened, known: Sequence[tuple[str, str, tuple[str, ...]]], traces: bool) -> frozenset[str]:
+    """Words that the specialist was trained on: from its training rows, or else from what its vocabulary has grown by."""
+    from knowhow.domains.malware.words import flat_word
+
+    if traces:
+        grown = frozenset(word for token in opened.loaded.tokenizer.get_added_vocab() for word in token.split())
+        return frozenset(word for _, text, _ in known for word in text.split()) | grown
+    words = frozenset(flat_word(line.split()[0]) for _, text, _ in known for line in text.splitlines() if line.strip())
+    return words | frozenset(word for _, text, _ in known for word in text.split() if word[:1].isupper())
 
 
 def _known(opened: Opened) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -143,7 +168,8 @@ def _answered(desk: _Desk, chunk: Sequence[Report]) -> Iterator[dict[str, Any]]:
     from knowhow.domains.malware.triage import case, record
     from knowhow.team.answer import answers
 
-    read = [(one, case(one.report, one.name)) for one in chunk if one.report is not None]
+    words = desk.knows.words if desk.knows.traces else None
+    read = [(one, case(one.report, one.name, words)) for one in chunk if one.report is not None]
     said = answers(desk.reader, [item for _, item in read], evidence=desk.evidence)
     for one in chunk:
         if one.report is None:

@@ -20,6 +20,9 @@ from knowhow.protocols import Progress
 STAGES = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Shares of the rounds that are tried on validation."""
 
+MANY = 20
+"""Classes from which leaves are held back: where a class has the probability p, one of its leaves steps by 1/p logits, and with many classes that diverges."""
+
 Staged = Callable[[sparse.csr_matrix, int], np.ndarray]
 """(log counts NF, rounds) → answers."""
 
@@ -80,6 +83,7 @@ def _settings(kind: AnswerKind, classes: int, limits: Limits, seed: int) -> dict
         "learning_rate": limits.learning_rate,
         "num_leaves": 31,
         "min_data_in_leaf": 5,
+        "lambda_l2": 1.0 if classes >= MANY else 0.0,
         "deterministic": True,
         "force_col_wise": True,
         "num_threads": limits.threads,

@@ -155,7 +155,7 @@ class TeacherSpec(Section):
     folds: int = Field(5, ge=2, le=20, description="parts of the rows; each is answered by baselines fitted on the others")
 
 
-_OF_CLASSIFY = ("teacher", "replication", "drop_tokens", "label_smoothing", "class_weights", "head_lr")
+_OF_CLASSIFY = ("teacher", "pooling", "replication", "drop_tokens", "label_smoothing", "class_weights", "head_lr")
 
 
 class PhaseSpec(Section):
@@ -191,6 +191,9 @@ class PhaseSpec(Section):
     replication: Fraction = Field(
         0.0, description="share of the loss taken at every position from which a label's evidence is complete, the rest at the last (classify, causal base)"
     )
+    pooling: Literal["token", "mean"] = Field(
+        "token", description="what the head reads (classify): the model's own token (the last; an encoder's first), or the mean over all, by one more layer"
+    )
     average: Fraction = Field(0.0, description="decay of a running mean of the weights; the mean is what is validated and kept (0: off)")
     teacher: TeacherSpec | None = None
     weights: Literal["rows", "sqrt", "distinct"] = Field("rows", description="how copies of a row count in the loss")
@@ -206,6 +209,8 @@ class PhaseSpec(Section):
             raise ValueError(f"`{'`, `'.join(only)}` {'is' if len(only) == 1 else 'are'} for objective classify, not for {self.objective}; leave it out")
         if self.objective == "channel" and self.method == "lora":
             raise ValueError("`method: lora` with objective channel, which trains tokens of its own; use method full")
+        if self.pooling == "mean" and self.method == "lora":
+            raise ValueError("`method: lora` with `pooling: mean`, which adds a layer that the base does not have; use method full")
         return self
 
 

@@ -20,6 +20,7 @@ from knowhow.data.chat import prompt_text
 from knowhow.evaluate.gold import answer_kind
 from knowhow.files import read_json
 from knowhow.model import adapters, channel, infer, load
+from knowhow.model.pooling import mean_pooled
 from knowhow.protocols import Objective, Observer
 from knowhow.recipe import PLAIN_RANK, PhaseSpec
 from knowhow.stages.common import Build, context, encode
@@ -58,6 +59,8 @@ class Phase:
             loaded = load.load(self.parent, head=head, labels=task.labels, many=task.many, revision=revision, seed=recipe.seed)
         else:
             loaded = load.load(self.parent, head="regressor", revision=revision, seed=recipe.seed)
+        if self.spec.pooling == "mean":
+            loaded = mean_pooled(loaded)
         if self.spec.method == "lora":
             lora, ranks = self.spec.lora, settled_ranks(self.build, self.spec)
             rank = PLAIN_RANK if lora.rank == "auto" else lora.rank
@@ -102,7 +105,7 @@ class Phase:
             next_token = NextToken(spec.objective, backbone=torch.compile(decoder(loaded.model), dynamic=True) if spec.compile else None)
             return next_token if self.language_model else Channel(channel.states(loaded), loaded.tokenizer.eos_token_id, next_token=next_token)
         kind = answer_kind(task)
-        weights = class_weights(rows, len(task.labels), spec.class_weights) if kind == "one" else None
+        weights = class_weights(rows.labels, rows.weights, len(task.labels), spec.class_weights) if kind == "one" else None
         whole = decoder(loaded.model) if spec.replication else loaded.model
         forward = torch.compile(whole, dynamic=True) if spec.compile else None
         return Classify("classify", kind, loaded.kind == "causal", spec.label_smoothing, weights, forward, spec.replication)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ def work(build: Build, folder: Path) -> None:
 
 def piloted(build: Build, steps: float) -> list[Measurement]:
     """Pilots of the last phase: at rates that rise, or fall, as long as that helps, where the rate is left to the plan; else at the recipe's own rate, if
-    that costs little beside so many `steps`."""
-    phase, asked = phases(build)[-1], build.recipe.adapt[-1].lr
+    that costs little beside so many `steps`. They start from the base: what a phase before will leave is not there yet."""
+    phase, asked = replace(phases(build)[-1], parent=build.base, number=0), build.recipe.adapt[-1].lr
     if asked != "auto":
         dear = pilot.STEPS * min(pilot.TOKENS, phase.spec.batch_tokens) > PILOT_SHARE * steps * phase.spec.batch_tokens
         return [] if dear else pilot.pilot(phase, build, max(asked) if isinstance(asked, list) else asked)

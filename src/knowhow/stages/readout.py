@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse, special
 
 from knowhow.adapt import readout
-from knowhow.adapt.rows import reweighted
+from knowhow.adapt.rows import class_weights, reweighted
 from knowhow.data.chat import prompt_text
 from knowhow.evaluate.gold import answer_kind, gold_of
 from knowhow.evaluate.labels import best_thresholds
@@ -127,7 +127,8 @@ class _Desk:
     def _base(self) -> load.Loaded:
         recipe, task = self.build.recipe, self.build.task
         revision = recipe.base.revision
-        return mean_pooled(load.load(self.build.base, head="classifier", labels=task.labels, many=task.many, revision=revision, seed=recipe.seed))
+        loaded = load.load(self.build.base, head="classifier", labels=task.labels, many=task.many, revision=revision, seed=recipe.seed)
+        return mean_pooled(loaded) if loaded.model.config.model_type == "bert" or recipe.adapt[-1].pooling == "mean" else loaded
 
     def tuned(self) -> Candidate:
         build, task = self.build, self.build.task
@@ -173,6 +174,8 @@ class _Desk:
     def _strongest(self, given: Callable[[str], Any], *, bias: bool) -> tuple[readout.Linear, dict[str, Any]]:
         """The strength that validation likes best; the first wins ties."""
         (gold, weights_N), classes = self.sides["train"], len(self.build.task.labels)
+        share_C = class_weights(gold, weights_N, classes, self.build.recipe.adapt[-1].class_weights) if gold.ndim == 1 else None
+        weights_N = weights_N if share_C is None else weights_N * share_C.numpy()[gold]
         train, valid = given("train"), given("valid")
         fitted = [(strength, readout.fit(train, gold, weights_N, classes, strength=strength, bias=bias)) for strength in readout.STRENGTHS]
         strength, best = max(fitted, key=lambda one: self.score(one[1](valid)))

@@ -60,7 +60,7 @@ class Reader:
 
     def sizes(self, item: Item) -> list[int]:
         """Tokens of each unit, its line break included: U."""
-        rows = self.asked.loaded.tokenizer([f"{line}\n" for line in item.lines()], add_special_tokens=False)["input_ids"] if item.ranges else []
+        rows = self.asked.loaded.tokenizer([line + item.between for line in item.lines()], add_special_tokens=False)["input_ids"] if item.ranges else []
         return [len(row) for row in rows]
 
 

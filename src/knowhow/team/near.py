@@ -21,17 +21,18 @@ COMPARED = 2000
 
 @dataclass(frozen=True)
 class Cases:
-    """Known cases. `masked`: a line as it is compared (names drawn at random count as one)."""
+    """Known cases. `masked`: a line as it is compared (names drawn at random count as one); `parted`: a text's lines."""
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
     labels: tuple[tuple[str, ...], ...]
     masked: Callable[[str], str]
+    parted: Callable[[str], list[str]] = str.splitlines
 
     @cached_property
     def _index(self) -> tuple[Any, Any]:
         words = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), lowercase=False, sublinear_tf=True, dtype=np.float32)
-        return words, words.fit_transform([self._whole(text.splitlines()) for text in self.texts])
+        return words, words.fit_transform([self._whole(self.parted(text)) for text in self.texts])
 
     def _whole(self, lines: Sequence[str]) -> str:
         return "\n".join(map(self.masked, lines))
@@ -47,7 +48,7 @@ class Cases:
         return [self._near(int(at), float(cosine_N[at]), lines) for at in best if cosine_N[at] > 0]
 
     def _near(self, at: int, similarity: float, lines: Sequence[str]) -> Near:
-        theirs = self.texts[at].splitlines()[:COMPARED]
+        theirs = self.parted(self.texts[at])[:COMPARED]
         matcher = difflib.SequenceMatcher(a=[*map(self.masked, lines[:COMPARED])], b=[*map(self.masked, theirs)], autojunk=False)
         here: list[int] = []
         there: list[str] = []

@@ -59,6 +59,6 @@ def _view(item: Item, units: Sequence[int], *, digest: bool = False) -> View:
         start, end = item.ranges[unit]
         lines.append(item.text[start:end])
         ranges.append((at, at + end - start))
-        at += end - start + 1
-    tail = item.text[item.ranges[-1][1] :].lstrip("\n") if units[-1] == len(item.ranges) - 1 else ""
-    return View(tuple(units), Units("\n".join(lines) + "\n" + tail, tuple(ranges)), digest)
+        at += end - start + len(item.between)
+    tail = item.text[item.ranges[-1][1] :].removeprefix(item.between) if units[-1] == len(item.ranges) - 1 else ""
+    return View(tuple(units), Units(item.between.join(lines) + item.between + tail, tuple(ranges)), digest)

@@ -36,7 +36,7 @@ def test_a_target_is_partly_the_row_s_own_label(tmp_path, monkeypatch: pytest.Mo
         soft = teacher.taught(None, TeacherSpec(share=0.5), made, tmp_path / "phase")  # type: ignore[arg-type]
         np.testing.assert_allclose(soft.labels, expected, atol=1e-6)
     assert asked == [1]
-    weighed_C = class_weights(soft, 2, "balanced") * torch.tensor(soft.weights @ soft.labels).float()  # type: ignore[operator]
+    weighed_C = class_weights(soft.labels, soft.weights, 2, "balanced") * torch.tensor(soft.weights @ soft.labels).float()  # type: ignore[operator]
     assert torch.allclose(weighed_C, weighed_C.mean(), atol=1e-5)  # every class counts the same
 
 
