@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -37,6 +38,17 @@ data: {domain: malware, train: ., test: ., options: {label: family}, split: {by:
 adapt: [{steps: 4, batch_tokens: 1024, lr: 3.0e-3}]
 readout: {candidates: [tuned+ngrams]}
 evaluate: {draws: 20, forgetting: false, memorisation: false, baselines: [majority]}
+explain: {examples: 0}
+"""
+
+WRITER = """
+schema_version: 1
+name: writer
+task: {kind: generate}
+base: {model: seedling, context: 512}
+data: {generate: {domain: malware, options: {write: true}, train: 12, valid: 2, test: 2}, audit: false}
+adapt: [{objective: sft, steps: 2, batch_tokens: 2048}]
+evaluate: {draws: 20, forgetting: false, memorisation: false, baselines: []}
 explain: {examples: 0}
 """
 
@@ -133,3 +145,36 @@ def test_a_specialist_of_published_sequences_reads_a_report_as_one(place: Path, 
     assert row["probabilities"]["clean"] > 0.5
     assert all(call["pointer"].startswith("/entry_points/0/apis/") for finding in row["findings"] for call in finding["evidence"])
     assert row["nearest"]
+    assert main(["triage", "tiny", "one.json", "--with", "family", "--out", "with_family"]) == 0
+    (both,) = read_jsonl(place / "with_family" / "answers.jsonl")
+    assert both["family"]["probabilities"].keys() == texts.keys()
+    assert main(["triage", "tiny", "one.json", "--with", "family", "--with", "tiny", "--out", "others"]) == 2
+    assert "reads flat traces" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_specialists_work_together_in_one_answer(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"{chr(97 + at % 26)}{chr(97 + at // 26 % 26)}{chr(97 + at % 7)}zo" for at in range(900)]
+    said = ("sends files", "reads keys")
+    rows = [(f"T100{at % 2}", f"S{at // 3:04}", "Foo", f"{said[at % 2]} {' '.join(words[at * 9 : at * 9 + 9])}") for at in range(90)]
+    (place / "sentences").mkdir()
+    with gzip.open(place / "sentences" / "procedure_examples.csv.gz", "wt", newline="") as file:
+        csv.writer(file).writerows([("technique", "source", "source_name", "text"), *rows])
+    reader = FAMILY.replace("name: family", "name: reader").replace("train: ., test: .", "train: sentences").replace("{label: family}", "{least: 5}")
+    (place / "reader.yaml").write_text(reader)
+    (place / "writer.yaml").write_text(WRITER)
+    assert main(["build", "reader.yaml", "--quiet"]) == 0
+    assert main(["build", "writer.yaml", "--quiet"]) == 0
+    apis = [{"api_name": f"KERNEL32.A{at}", "args": [], "ret_val": "0x1"} for at in range(9)]
+    signed = {"report_version": "1.1.0", "entry_points": [{"ep_type": "m", "apis": apis}]}
+    (place / "signed.json").write_text(json.dumps(signed))
+    asked = ["triage", "tiny", "signed.json", "reports/cape.json", "--with", "family", "--with", "reader", "--with", "writer", "--out", "together"]
+    assert main(asked) == 0
+    first, second = read_jsonl(place / "together" / "answers.jsonl")
+    assert first["family"]["model"] == "family"
+    assert first["family"]["probabilities"].keys() == {"rat", "clean", "trojan"}
+    assert "Speakeasy" in second["family"]["because"]
+    assert all(row["sentences_read"] == [] or row["summaries"] for row in (first, second))
+    assert "<b>Family</b>" in (place / "together" / "triage.html").read_text()
+    assert main(["triage", "reader", "signed.json", "--out", "others"]) == 2
+    assert "reads sentences" in capsys.readouterr().err

@@ -31,7 +31,7 @@ FROZEN = {
     "runs ls": "--runs --json --quiet",
     "runs rm": "RUN... --runs --yes --json --quiet",
     "schema": "--json --quiet",
-    "triage": "MODEL REPORT... --out --evidence --runs --json --quiet",
+    "triage": "MODEL REPORT... --out --with --evidence --runs --json --quiet",
     "study": "RECIPE --set --steps --resume --runs --json --quiet",
 }
 

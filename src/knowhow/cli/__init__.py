@@ -167,6 +167,9 @@ def triage(
     model: Model,
     reports: Annotated[list[str], typer.Argument(metavar="REPORT...", help="Sandbox reports: files, folders, archives, or - for stdin.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where answers, page and exports go.")] = Path("triage"),
+    others: Annotated[
+        list[str] | None, typer.Option("--with", metavar="MODEL", help="Ask this specialist too: of families, of sentences, or a writer (again for more).")
+    ] = None,
     evidence: Annotated[bool, typer.Option("--evidence/--no-evidence", help="Find and test the calls behind each answer.")] = True,
     runs: Runs = RUNS,
     json: Json = False,
@@ -176,7 +179,7 @@ def triage(
     from knowhow.commands import triage as command
     from knowhow.commands.output import Output
 
-    command.triage(model, command.Wish(reports, out, evidence), runs, Output(json, quiet))
+    command.triage(model, command.Wish(reports, out, evidence, tuple(others or ())), runs, Output(json, quiet))
 
 
 @app.command()

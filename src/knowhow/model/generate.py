@@ -13,6 +13,7 @@ import torch
 
 from knowhow.errors import UsageError
 from knowhow.model.infer import encode, left_padded, like_lengths
+from knowhow.model.lexicon import Lexicon
 from knowhow.model.loaded import Loaded, cache_name
 from knowhow.protocols import Progress
 
@@ -72,11 +73,13 @@ def generate(  # the protocol's call and one knob per sampler: more parameters t
     stop: Sequence[str] = (),
     seed: int = 0,
     batch_tokens: int = 8192,
+    lexicons: Sequence[Lexicon] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """What the model writes after each prompt, without the prompt; ends at an end token, before a `stop` text, or after `max_new_tokens`.
 
     A prompt is a text (its control tokens are plain text) or token ids (from a chat template). One too long for the context loses its beginning.
+    `lexicons`: for each prompt, the words that alone may be written.
     Greedy equals transformers' own generate. The same seed gives the same texts, whatever the batches."""
     way = Sampling(temperature, top_p, top_k, min_p, repetition)
     room = loaded.context - max_new_tokens
@@ -92,7 +95,7 @@ def generate(  # the protocol's call and one knob per sampler: more parameters t
     try:
         with torch.inference_mode():
             for batch in like_lengths([len(row) + max_new_tokens for row in rows], batch_tokens):
-                run = _Run(loaded, way, tuple(stop), max_new_tokens, seed)
+                run = _Run(loaded, way, tuple(stop), max_new_tokens, seed, lexicons and [lexicons[index] for index in batch])
                 for index, tokens in zip(batch, run.write([rows[index] for index in batch], batch), strict=True):
                     written[index] = tokens
                 done += len(batch)
@@ -125,9 +128,9 @@ def filtered(logits_V: torch.Tensor, way: Sampling) -> torch.Tensor:
 class _Run:
     """One batch: prompts read once, then a token per row and step; rows that have ended leave the batch when half of it has."""
 
-    def __init__(self, loaded: Loaded, way: Sampling, stop: tuple[str, ...], limit: int, seed: int) -> None:
+    def __init__(self, loaded: Loaded, way: Sampling, stop: tuple[str, ...], limit: int, seed: int, lexicons: Sequence[Lexicon] | None) -> None:
         self.loaded, self.way, self.stop, self.limit, self.seed = loaded, way, stop, limit, seed
-        self.ends = end_ids(loaded)
+        self.ends, self.lexicons = end_ids(loaded), lexicons
 
     def write(self, rows: list[list[int]], places: Sequence[int]) -> list[list[int]]:
         tokens_BT, mask_BT, positions_BT = left_padded(self.loaded, rows)
@@ -140,7 +143,8 @@ class _Run:
             cache = out[name]
             chosen = []
             for place, row in enumerate(alive):
-                token = self.choose(out.logits[place, -1].float(), seen[row], draws[row]) if row >= 0 else self.loaded.tokenizer.pad_token_id
+                logits_V = out.logits[place, -1].float() if row < 0 or self.lexicons is None else self.within(out.logits[place, -1].float(), row, written[row])
+                token = self.choose(logits_V, seen[row], draws[row]) if row >= 0 else self.loaded.tokenizer.pad_token_id
                 chosen.append(token)
                 if row >= 0:
                     written[row].append(token)
@@ -160,6 +164,14 @@ class _Run:
             mask_BT = torch.cat([mask_BT, torch.ones_like(tokens_BT)], 1)
             positions_BT = positions_BT[:, -1:] + 1
         return written
+
+    def within(self, logits_V: torch.Tensor, row: int, written: Sequence[int]) -> torch.Tensor:
+        """The logits of the tokens that the row's words allow, the others out of reach."""
+        assert self.lexicons is not None
+        allowed = torch.tensor(sorted(self.lexicons[row].allowed(written)), device=logits_V.device)
+        out_V = torch.full_like(logits_V, -torch.inf)
+        out_V[allowed] = logits_V[allowed]
+        return out_V
 
     def choose(self, logits_V: torch.Tensor, seen: torch.Tensor, draw: np.random.Generator) -> int:
         if self.way.repetition != 1:

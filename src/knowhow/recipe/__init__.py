@@ -4,24 +4,20 @@ A value written here beats every default and every plan. `None` means "not said"
 """
 
 from knowhow.recipe.pretraining import CorpusSpec, PretrainRecipe
+from knowhow.recipe.phase import PLAIN_BATCH, PLAIN_RANK, PLAIN_RATE, LoraSpec, PhaseSpec, TeacherSpec
 from knowhow.recipe.specialist import (
-    PLAIN_BATCH,
-    PLAIN_RANK,
-    PLAIN_RATE,
     BaseSpec,
     BudgetSpec,
     DataSpec,
     EvaluateSpec,
     FieldsSpec,
     GenerateSpec,
-    LoraSpec,
     PackageSpec,
-    PhaseSpec,
+    ReadoutSpec,
     Recipe,
     SplitSpec,
     SynthesizeSpec,
     TaskSpec,
-    TeacherSpec,
     VocabularySpec,
 )
 from knowhow.recipe.words import SCHEMA_VERSION, Section
@@ -41,6 +37,7 @@ __all__ = [
     "PackageSpec",
     "PhaseSpec",
     "PretrainRecipe",
+    "ReadoutSpec",
     "Recipe",
     "SCHEMA_VERSION",
     "Section",

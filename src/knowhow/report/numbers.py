@@ -39,7 +39,24 @@ METRIC_NAMES = {
     "brier": "Brier score",
     "perplexity": "perplexity",
 }
-FLOW = ("train", "valid", "test", "data", "base", "baseline", "diagnose", "plan", "adapt", "compress", "evaluate", "explain", "verify", "package", "report")
+FLOW = (
+    "train",
+    "valid",
+    "test",
+    "data",
+    "base",
+    "baseline",
+    "diagnose",
+    "plan",
+    "adapt",
+    "readout",
+    "compress",
+    "evaluate",
+    "explain",
+    "verify",
+    "package",
+    "report",
+)
 SLICE_NAMES = {"all": "all rows", "deduplicated": "each distinct input once", "novel": "inputs not seen in training"}
 
 

@@ -18,6 +18,7 @@ FILES = {
     "run": "run.json",
     "recipe": "recipe.json",
     "estimate": "estimate.json",
+    "readout": "readout/choice.json",
     "audit": "data/audit.json",
     "vocabulary": "base/vocabulary.json",
     "results": "evaluate/results.json",
