@@ -3,8 +3,8 @@
 A value written here beats every default and every plan. `None` means "not said": the stage decides and the report shows what it decided.
 """
 
-from knowhow.recipe.pretraining import CorpusSpec, PretrainRecipe
 from knowhow.recipe.phase import PLAIN_BATCH, PLAIN_RANK, PLAIN_RATE, LoraSpec, PhaseSpec, TeacherSpec
+from knowhow.recipe.pretraining import CorpusSpec, PretrainRecipe
 from knowhow.recipe.specialist import (
     BaseSpec,
     BudgetSpec,
