@@ -6,9 +6,11 @@ Shape letters: N rows, C classes, D draws, S statistics.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from knowhow.maths.statistics import Statistic, mcnemar, percentile, replicates
 from knowhow.types import EvalResult, Example, Interval, Predictions, Task
 
 ALL, DEDUPLICATED, NOVEL = "all", "deduplicated", "novel"
+QUARTERS = 4
 MAX_NAMED_SLICES = 40
 """Of the rows' own slice names, the largest so many are scored."""
 
@@ -97,6 +100,23 @@ def standard_slices(examples: Sequence[Example], clusters_N: np.ndarray, train_c
         key = f"slice:{name}" if name in (ALL, DEDUPLICATED, NOVEL) or name.startswith("class:") else name
         slices[key] = np.array([example.slice == name for example in examples])
     return slices
+
+
+def time_slices(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Rows by when they are from: quarters of the rows that carry a time, earliest first, equal times together; none where fewer than half do, or where
+    there are no two times to tell apart. What falls from the first to the last is drift."""
+    times = [example.time for example in examples]
+    known = sorted(time for time in times if time is not None)
+    if 2 * len(known) < len(times) or len(set(known)) < 2:
+        return {}
+    edges = list(dict.fromkeys(known[len(known) * quarter // QUARTERS] for quarter in range(QUARTERS)))
+    place_N = np.array([-1 if time is None else bisect_right(edges, time) - 1 for time in times])
+    return {f"from {_day(edge)}": place_N == at for at, edge in enumerate(edges) if (place_N == at).any()}
+
+
+def _day(time: float) -> str:
+    """A time in seconds since 1970 as a day; any other number as it is."""
+    return datetime.fromtimestamp(time, UTC).date().isoformat() if 1e8 <= time < 1e11 else f"{time:g}"
 
 
 def as_probabilities(predictions: Predictions, task: Task) -> Predictions:

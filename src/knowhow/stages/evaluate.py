@@ -13,7 +13,7 @@ from knowhow.data.chat import prompt_text
 from knowhow.evaluate import calibration, cost, forgetting
 from knowhow.evaluate.gold import answer_kind, gold_of, input_key, numbered, take_predictions
 from knowhow.evaluate.labels import correct_rows, positive, predicted
-from knowhow.evaluate.suite import Options, evaluate, standard_slices
+from knowhow.evaluate.suite import Options, evaluate, standard_slices, time_slices
 from knowhow.files import append_jsonl, read_json, write_json
 from knowhow.model import infer, load
 from knowhow.stages import remember, robustness
@@ -71,7 +71,7 @@ def results(build: Build, answer: Predictions, test: Sequence[Example]) -> list[
     novel_N = standard_slices(test, clusters_N, None)["deduplicated"] * np.array([key not in known for key in keys], float)
     metrics = tuple(recipe.evaluate.metrics) if recipe.evaluate.metrics else None
     options = Options(recipe.evaluate.draws, recipe.seed, recipe.evaluate.confidence, metrics, recipe.name)
-    slices = {"novel": novel_N}
+    slices = {"novel": novel_N, **time_slices(test)}
     scored = evaluate(answer, test, task, baselines=baselines, slices=slices, clusters_N=clusters_N, options=options)
     for predictions in baselines.values():
         scored += [r for r in evaluate(predictions, test, task, slices=slices, clusters_N=clusters_N, options=options) if not r.slice.startswith("class:")]

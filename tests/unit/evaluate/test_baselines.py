@@ -163,3 +163,15 @@ def test_answers_are_predictions() -> None:
     given = answers("m", lambda texts: np.full((len(texts), 3), 1 / 3), rows, ONE)
     assert isinstance(given, Predictions)
     assert given.ids == tuple(row.id for row in rows)
+
+
+def test_boosting_learns_many_classes_too() -> None:
+    """Leaves of rare classes step by 1/p logits: not held back, 60 classes with some wrong labels end at chance."""
+    task = Task("classify", tuple(f"c{at:02}" for at in range(60)))
+    random = np.random.Generator(np.random.PCG64(0))
+    label = [at % 60 if random.random() > 0.2 else int(random.integers(60)) for at in range(1200)]
+    rows = [Example(str(at), f"{' '.join(random.choice(APIS, 6))} word{at % 60}", label=task.labels[label[at]]) for at in range(1200)]
+    random.shuffle(rows)  # type: ignore[arg-type]
+    limits = replace(TINY, rounds=40)
+    model = fit_classical(rows_of(rows[:900], task), rows_of(rows[900:1050], task), task, names=["lightgbm"], limits=limits)["lightgbm"]
+    assert score("accuracy", "lightgbm", model, rows[1050:], task) > 0.6

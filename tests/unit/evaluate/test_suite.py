@@ -9,7 +9,7 @@ import pytest
 from knowhow.errors import UsageError
 from knowhow.evaluate.gold import gold_of
 from knowhow.evaluate.scorers import SCORERS
-from knowhow.evaluate.suite import Options, as_probabilities, evaluate, standard_slices
+from knowhow.evaluate.suite import Options, as_probabilities, evaluate, standard_slices, time_slices
 from knowhow.types import Completion, EvalResult, Example, Predictions, Task
 
 Model = Callable[..., Predictions]
@@ -139,3 +139,19 @@ def test_slices_count_each_input_and_label_once() -> None:
     assert slices["slice:all"].tolist() == [False, False, False, True]
     assert slices["all"].all()
     assert "novel" not in standard_slices(rows, np.arange(4), None)
+
+
+def test_drift_is_seen_in_quarters_of_the_rows_that_carry_a_time() -> None:
+    days = [1_650_000_000.0 + 86_400 * (at % 8) for at in range(40)]
+    rows = [Example(str(at), "x", label="a", time=time) for at, time in enumerate(days)]
+    found = time_slices(rows)
+    assert list(found) == ["from 2022-04-15", "from 2022-04-17", "from 2022-04-19", "from 2022-04-21"]
+    assert np.stack(list(found.values())).sum(0).tolist() == [1] * 40  # each row in one
+    assert {days[at] for at in np.flatnonzero(found["from 2022-04-15"])} == {days[0], days[1]}
+    assert list(time_slices([replace(row, time=at % 2) for at, row in enumerate(rows)])) == ["from 0", "from 1"]
+
+
+def test_without_times_there_is_no_drift_to_see() -> None:
+    rows = [Example(str(at), "x", label="a", time=None if at % 3 else float(at)) for at in range(30)]
+    assert time_slices(rows) == {}
+    assert time_slices([replace(row, time=5.0) for row in rows]) == {}
