@@ -25,20 +25,20 @@ def mean_pooled(loaded: Loaded) -> Loaded:
     """The classifier with a head that reads the normed mean over all tokens; one that does already as it is. The model is changed in place.
 
     One more layer, whose queries and keys are zero (it looks at every token alike), whose values are the states themselves and whose MLP adds nothing;
-    the pooler of BERT passes on what it is given. Plain transformers runs it like any other layer, training may change it. Raises UsageError for a family
-    without such a layer, and where attention shares its values between heads (they are then narrower than the states)."""
+    the pooler of BERT passes on what it is given. Plain transformers runs it like any other layer; training leaves it as it is (steps that suit other
+    layers would turn its zeros into attention to this and that). Raises UsageError for a family without such a layer, and where attention shares its values
+    between heads (they are then narrower than the states)."""
     config = loaded.model.config
     if config.to_dict().get(_MARK):
+        _layers(loaded.model)[-1].requires_grad_(False)
         return loaded
     if config.model_type not in FAMILIES:
         raise UsageError(f"the mean over tokens of a {config.model_type}", allowed=", ".join(FAMILIES), fix="let the head read the family's own token")
+    layers = _layers(loaded.model)
+    layer = _blank(layers[-1])
     if config.model_type == "bert":
-        layers = loaded.model.bert.encoder.layer
-        layer = _blank(layers[-1])
         into, out = layer.attention.self.value, layer.attention.output.dense
     else:
-        layers = loaded.model.model.layers
-        layer = _blank(layers[-1])
         into, out = layer.self_attn.v_proj, layer.self_attn.o_proj
         layer.self_attn.layer_idx = len(layers)
     if into.weight.shape != (config.hidden_size, config.hidden_size):
@@ -49,12 +49,18 @@ def mean_pooled(loaded: Loaded) -> Loaded:
         if config.model_type == "bert":
             loaded.model.bert.pooler.dense.weight.copy_(_QUIET * torch.eye(config.hidden_size))
             loaded.model.bert.pooler.dense.bias.zero_()
+    layer.requires_grad_(False)
     layers.append(layer)
     config.num_hidden_layers += 1
     if config.model_type.startswith("qwen"):
         config.layer_types = [*config.layer_types, "full_attention"]
     config.update({_MARK: True})
     return loaded
+
+
+def _layers(model: torch.nn.Module) -> torch.nn.ModuleList:
+    layers: torch.nn.ModuleList = model.bert.encoder.layer if model.config.model_type == "bert" else model.model.layers
+    return layers
 
 
 def _blank(layer: torch.nn.Module) -> torch.nn.Module:

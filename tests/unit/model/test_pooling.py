@@ -55,8 +55,10 @@ def test_plain_transformers_runs_the_layer_and_the_head(square, tmp_path, family
         logits = np.stack([plain(input_ids=torch.tensor([row])).logits[0].numpy() for row in tokens])
     assert np.allclose(logits, linear(states(loaded, tokens)), atol=1e-5)
     assert np.allclose(logits, infer.class_logits(loaded, tokens), atol=1e-5)
+    assert not any(p.requires_grad for name, p in loaded.model.named_parameters() if ".2." in name)
     again = load(str(tmp_path / "model"), head="classifier", labels=loaded.labels)
     assert mean_pooled(again).model.config.num_hidden_layers == 3
+    assert not any(p.requires_grad for name, p in again.model.named_parameters() if ".2." in name)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
