@@ -23,7 +23,7 @@ from knowhow.workspace import Run
 
 RUNNER = [sys.executable, str(Path(__file__).with_name("bad_runner.py"))]
 KNOWHOW = [sys.executable, "-m", "knowhow"]
-STAGES = ("data", "base", "diagnose", "plan", "baseline", "adapt", "evaluate", "verify", "package", "report")
+STAGES = ("data", "base", "diagnose", "plan", "baseline", "adapt", "readout", "evaluate", "verify", "package", "report")
 
 
 def sha(folder: Path) -> str:

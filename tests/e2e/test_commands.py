@@ -49,7 +49,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> list
     return [json.loads(line) for line in shown.out.splitlines()]
 
 
-STAGES = ("data", "base", "diagnose", "plan", "baseline", "adapt", "evaluate", "explain", "verify", "package", "report")
+STAGES = ("data", "base", "diagnose", "plan", "baseline", "adapt", "readout", "evaluate", "explain", "verify", "package", "report")
 
 
 def test_build_tells_machines_everything(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_build_tells_people_where_things_are(place: Path, capsys: pytest.Capture
     shown = capsys.readouterr()
     for line in ("macro-F1", "95% interval", "majority", "tfidf-lr", "specialist", "report      file://", "next        knowhow ask weather-"):
         assert line in shown.out, line
-    assert "[11 of 11] report" in shown.err
+    assert "[12 of 12] report" in shown.err
     assert "estimate: " in shown.err
 
 

@@ -95,10 +95,18 @@ def text(name: str, data: str, base: str, task: str, seen: Look) -> str:
         f"  - {{{phase}, {method}, epochs: 3}}",
         "  # lr may be a list: it is swept, and validation chooses",
         "",
+        *(READOUT if task == "classify" else []),
         "# budget: {minutes: 20, memory_gb: 8, beat_baselines: true}",
         "seed: 0",
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+READOUT = (
+    "readout:                         # what answers are read off: validation picks",
+    "  candidates: [tuned, frozen, tuned+ngrams, frozen+ngrams]",
+    "",
+)
 
 
 def _labels(task: str, seen: Look) -> list[str]:
