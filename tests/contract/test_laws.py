@@ -31,7 +31,7 @@ FROM_NOTHING = {"one-step": "its interval is an error of zero", "noise-scale": "
 IN_BUILDS: dict[str, tuple[list[tuple[str, str, float]], list[str]]] = {
     "learning-rate-ceiling": ([(RUN, "start.ceiling", 1e-3), (RUN, "adam", 1.0)], ["run.lr", "run.diverged", "run.ceiling"]),
     "update-rank": ([(RUN, "steps", 300.0), (RUN, "adam", 1.0), ("layers.0.attn.q", "adam.stable_rank", 3.0)], ["update.stable_rank:layers.0.attn.q"]),
-    "layer-skip": ([(f"layers.{k}", "skip.task", 0.1 * (k + 1)) for k in range(7)], [f"skip.measured:layers.{k}" for k in range(7)]),
+    "layer-skip": ([(f"layers.{k}", "skip.shift", 0.1 * (k + 1)) for k in range(7)], [f"shift.measured:layers.{k}" for k in range(7)]),
     "forgetting": (
         [(RUN, "lr.mean", 1e-3), (RUN, "steps", 300.0), (RUN, "adam", 1.0), ("0.001", "line.general", 0.01), ("0.01", "line.general", 0.3)],
         ["forgetting.measured"],

@@ -52,7 +52,16 @@ def work(build: Build, folder: Path) -> None:
 
 def specialist(build: Build) -> load.Loaded:
     """The model that validation picked."""
-    task, folder = build.task, str(model_folder(build))
+    return _answering(build, str(model_folder(build)))
+
+
+def trained(build: Build) -> load.Loaded:
+    """The model that the last phase left, whatever validation picked."""
+    return _answering(build, str(build.run.path("adapt", f"phase-{len(build.recipe.adapt) - 1}", "model")))
+
+
+def _answering(build: Build, folder: str) -> load.Loaded:
+    task = build.task
     objective = build.recipe.adapt[-1].objective
     if not task.classes:
         return load.load(folder, head="regressor" if objective == "classify" else "lm")

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from knowhow import laws
 from knowhow.diagnose import bending, layers
 from knowhow.diagnose.gradients import singular_values, stable_rank
@@ -19,11 +17,11 @@ from knowhow.diagnose.subject import at_rest
 from knowhow.files import read_json, read_jsonl, write_json
 from knowhow.model import load
 from knowhow.model.loaded import hidden_matrices, site_of
-from knowhow.protocols import Objective
 from knowhow.stages import diagnose
 from knowhow.stages.common import Build
-from knowhow.stages.evaluate import specialist
+from knowhow.stages.evaluate import trained
 from knowhow.stages.phase import phases
+from knowhow.stages.readout import chosen
 from knowhow.types import Batch, Prediction, Scored, Trace
 
 SKIPPED_BATCHES = 2
@@ -59,17 +57,19 @@ def rates(build: Build) -> list[dict[str, float]]:
 
 
 def measured(build: Build) -> dict[str, float]:
-    """What laws of builds are scored by, measured on the specialist: layers left out, updates, general text."""
+    """What laws of builds are scored by, measured on what training left: layers left out, updates, general text."""
     found: dict[str, float] = {"step": float(read_json(build.run.path("adapt", "choices.json"))[-1]["steps"])}
     path = build.run.path("evaluate", "forgetting.json")
-    if path.is_file():
+    if path.is_file() and chosen(build).startswith("tuned"):  # a frozen base forgets nothing, and says nothing of training
         found["forgetting.measured"] = read_json(path)["value"]
-    phase, loaded = phases(build)[-1], specialist(build)
+    phase, loaded = phases(build)[-1], trained(build)
     rows = phase.rows("valid")
     batches = diagnose.some(rows, loaded.tokenizer.pad_token_id, build.recipe.seed, phase.language_model)[:SKIPPED_BATCHES]
     if phase.spec.method == "full":
         found |= updates(build, loaded, batches[:1])
-    return found | skipped(loaded, phase.objective(rows, loaded), batches) | pilot_start(build)
+    if phase.spec.objective == "classify":
+        found |= skipped(loaded, batches, many=build.task.many)
+    return found | pilot_start(build)
 
 
 def pilot_start(build: Build) -> dict[str, float]:
@@ -94,11 +94,11 @@ def updates(build: Build, loaded: load.Loaded, batches: Sequence[Batch]) -> dict
     return found
 
 
-def skipped(loaded: load.Loaded, objective: Objective, batches: Sequence[Batch]) -> dict[str, float]:
-    """Rise of the specialist's validation loss, nats per unit, when a layer is left out."""
-    with at_rest(loaded.model), torch.no_grad():
-        found = layers.skips(loaded.model, objective, batches, metric="skip.measured")
-    return {f"skip.measured:{m.site}": m.value for m in found}
+def skipped(loaded: load.Loaded, batches: Sequence[Batch], *, many: bool) -> dict[str, float]:
+    """How far the answers move on validation, nats per row, when a layer is left out."""
+    with at_rest(loaded.model):
+        found = layers.shifts(loaded.model, batches, many=many, metric="shift.measured")
+    return {f"shift.measured:{m.site}": m.value for m in found}
 
 
 def _observed(build: Build) -> tuple[Mapping[str, float], ...]:
