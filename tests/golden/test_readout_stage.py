@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,12 +67,17 @@ def test_what_cannot_be_read_out_is_said_before_anything_starts(tmp_path) -> Non
             Recipe.model_validate({**plain, "readout": {"candidates": ["frozen+ngrams"]}, **change})
 
 
-def test_phases_in_a_row_end_in_a_head_that_reads_the_mean(bases, tmp_path) -> None:
-    plain = explained(recipe(tmp_path, bases("bert"))).model_dump()
-    llama = {**plain, "base": {"model": "seedling", "context": 64}, "explain": {"examples": 2}}
-    phases = [{"objective": "lm", "steps": 3, "batch_tokens": 512}, {**plain["adapt"][0], "pooling": "mean", "steps": 5}]
-    done = built(Recipe.model_validate({**llama, "adapt": phases}), tmp_path)
-    assert json.loads((done.specialist / "config.json").read_text())["num_hidden_layers"] == 7
+def test_phases_in_a_row_are_planned_before_the_first_has_run(bases, tmp_path) -> None:
+    plain = recipe(tmp_path, bases("llama")).model_dump()
+    phases = [{"objective": "lm", "steps": 3, "batch_tokens": 512}, {**plain["adapt"][0], "lr": "auto", "steps": 5}]
+    done = built(Recipe.model_validate({**plain, "adapt": phases}), tmp_path)
+    assert [row["objective"] for row in json.loads(done.run.path("adapt", "choices.json").read_text())] == ["lm", "classify"]
+
+
+def test_a_head_that_reads_the_mean_has_a_layer_more_than_its_base(bases, tmp_path) -> None:
+    done = built(explained(recipe(tmp_path, bases("bert"), pooling="mean")), tmp_path)
+    layers = [json.loads((folder / "config.json").read_text())["num_hidden_layers"] for folder in (Path(bases("bert")), done.specialist)]
+    assert layers == [2, 3]
     changed = json.loads(done.run.path("explain", "diff.json").read_text())
     assert "cannot be compared" in changed["why"]
 

@@ -65,7 +65,7 @@ def fit(features_NF: sparse.csr_matrix | np.ndarray, gold: np.ndarray, weights_N
         if held_N.all() or not held_N.any():
             bias_C[label] = 1.0 if held_N.all() else -1.0
             continue
-        model = LinearSVC(C=strength, dual=True, fit_intercept=bias, random_state=0, max_iter=2000)
+        model = LinearSVC(C=strength, dual="auto", fit_intercept=bias, random_state=0, max_iter=2000)
         model.fit(features_NF, held_N, sample_weight=weights_N / weights_N.mean())
         weight_FC[:, label], bias_C[label] = model.coef_[0], float(np.squeeze(model.intercept_))
     return Linear(weight_FC, bias_C)

@@ -219,9 +219,9 @@ class Recipe(Section):
 
     def _readout_fits(self) -> None:
         asked = ", ".join(self.readout.candidates)
-        if self.task.kind not in ("classify",) or self.adapt[-1].objective != "classify":
+        if self.task.kind != "classify" or self.adapt[-1].objective != "classify":
             raise ValueError(f"`readout.candidates` {asked} where labels do not come from a classifying head; leave it out")
-        if self.package.label_tokens and asked != "tuned, frozen":
+        if self.package.label_tokens and "ngrams" in asked:
             raise ValueError("`package.label_tokens` with n-grams, which no language model can hold; leave one of them out")
         if self.adapt[-1].method == "lora" and not self.package.merge:
             raise ValueError("`package.merge: false` with `readout.candidates`, which may pick a whole model; merge, or leave the candidates out")

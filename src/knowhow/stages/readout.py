@@ -131,6 +131,11 @@ class _Desk:
         return mean_pooled(loaded) if loaded.model.config.model_type == "bert" or recipe.adapt[-1].pooling == "mean" else loaded
 
     def tuned(self) -> Candidate:
+        return self.last
+
+    @cached_property
+    def last(self) -> Candidate:
+        """The model that the last phase left."""
         build, task = self.build, self.build.task
         last = build.run.path("adapt", f"phase-{len(build.recipe.adapt) - 1}", "model")
         loaded = load.load(str(last), head="classifier", labels=task.labels, many=task.many)
@@ -138,7 +143,7 @@ class _Desk:
         return Candidate(loaded, infer.class_logits(loaded, rows, progress=build.progress), {})
 
     def tuned_and_ngrams(self) -> Candidate:
-        tuned = self.tuned()
+        tuned = self.last
         beside, chosen = self._strongest(lambda part: self.counts[part], bias=True)
         ours_NC, theirs_NC = tuned.logits_NC, beside(self.counts["valid"])
         even = float(ours_NC.std() / theirs_NC.std()) or 1.0
