@@ -18,7 +18,7 @@ from knowhow.files import append_jsonl, read_json, write_json
 from knowhow.model import infer, load
 from knowhow.stages import remember, robustness
 from knowhow.stages.common import Build, answers, context, encode, load_predictions, save_predictions, scorer
-from knowhow.stages.readout import model_folder
+from knowhow.stages.readout import model_folder, trained_folder
 from knowhow.types import DISTRACTOR, EvalResult, Example, Predictions, Task
 
 SAMPLES = 60
@@ -57,7 +57,7 @@ def specialist(build: Build) -> load.Loaded:
 
 def trained(build: Build) -> load.Loaded:
     """The model that the last phase left, whatever validation picked."""
-    return _answering(build, str(build.run.path("adapt", f"phase-{len(build.recipe.adapt) - 1}", "model")))
+    return _answering(build, str(trained_folder(build)))
 
 
 def _answering(build: Build, folder: str) -> load.Loaded:

@@ -69,9 +69,13 @@ def chosen(build: Build) -> str:
 
 def model_folder(build: Build) -> Path:
     """The specialist's model: what the readout left, else the last phase's."""
-    last = build.run.path("adapt", f"phase-{len(build.recipe.adapt) - 1}", "model")
     picked = build.run.path("readout", "model")
-    return picked if picked.is_dir() else last
+    return picked if picked.is_dir() else trained_folder(build)
+
+
+def trained_folder(build: Build) -> Path:
+    """The last phase's model."""
+    return build.run.path("adapt", f"phase-{len(build.recipe.adapt) - 1}", "model")
 
 
 @dataclass
@@ -137,8 +141,7 @@ class _Desk:
     def last(self) -> Candidate:
         """The model that the last phase left."""
         build, task = self.build, self.build.task
-        last = build.run.path("adapt", f"phase-{len(build.recipe.adapt) - 1}", "model")
-        loaded = load.load(str(last), head="classifier", labels=task.labels, many=task.many)
+        loaded = load.load(str(trained_folder(build)), head="classifier", labels=task.labels, many=task.many)
         rows = encode(loaded, build.rows("valid"), task, build.recipe.base)
         return Candidate(loaded, infer.class_logits(loaded, rows, progress=build.progress), {})
 
